@@ -1,0 +1,43 @@
+"""Whom we are measured beside: the original from PyPI, the standard library, and the same system calls made from C."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+BUILD = Path(__file__).parent.parent / "build"
+ORIGINAL = "posix_ipc==1.3.2"
+
+
+def original() -> ModuleType:
+    """The original, installed into a directory of its own and loaded beside ours, which has the same name."""
+    target = BUILD / "upstream" / sysconfig.get_platform() / sys.implementation.cache_tag
+    if not target.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--target", target, ORIGINAL], check=True)
+    (path,) = target.glob("posix_ipc*.so")
+    spec = importlib.util.spec_from_file_location("posix_ipc", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def raw() -> ctypes.CDLL:
+    """raw.c, compiled here: each of its functions runs a loop and returns the nanoseconds it took."""
+    source = Path(__file__).with_name("raw.c")
+    library = BUILD / "raw.so"
+    BUILD.mkdir(exist_ok=True)
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-lrt", "-lpthread"], check=True)
+    loaded = ctypes.CDLL(str(library))
+    for function in ("semaphore_pair", "segment_life", "queue_pair"):
+        getattr(loaded, function).restype = ctypes.c_double
+    return loaded

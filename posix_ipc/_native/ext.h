@@ -1,0 +1,283 @@
+/* What the files of the extension share: the module state, the three handle types' common head, and the helpers.
+ *
+ * Locking. Every field of a handle that can change after construction is read and written inside the handle's critical
+ * section (free-threaded build) or under the interpreter lock (all other builds; there the macros below expand to
+ * nothing). No section contains a call that can run Python code or wait, so sections never nest.
+ */
+#ifndef POSIX_IPC_EXT_H
+#define POSIX_IPC_EXT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <limits.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+/* Named queues exist on other systems too, but nobody has run this code there: Linux only, and said so by a constant. */
+#if defined(__linux__)
+#define HAVE_MESSAGE_QUEUES 1
+#else
+#define HAVE_MESSAGE_QUEUES 0
+#endif
+
+/* Linux maps a semaphore's file itself (see semaphore_file.c); elsewhere the C library's sem_open does. The macro
+ * POSIX_IPC_PORTABLE selects the second way on Linux too, so that it can be compiled and tested there. */
+#if defined(__linux__) && !defined(POSIX_IPC_PORTABLE)
+#define MAP_SEMAPHORE_FILES 1
+#else
+#define MAP_SEMAPHORE_FILES 0
+#endif
+
+#define QUEUE_MAX_MESSAGES 10 /* the defaults: what Linux allows without privileges unless it is told otherwise */
+#define QUEUE_MAX_MESSAGE_SIZE 8192
+#define QUEUE_PRIORITY_LIMIT 32767 /* MQ_PRIO_MAX - 1 */
+
+#if defined(__APPLE__)
+#define HAVE_SEM_TIMEDWAIT 0
+#define HAVE_SEM_GETVALUE 0
+#else
+#define HAVE_SEM_TIMEDWAIT 1
+#define HAVE_SEM_GETVALUE 1
+#endif
+
+#if defined(SEM_VALUE_MAX)
+#define SEMAPHORE_VALUE_LIMIT SEM_VALUE_MAX
+#else
+#define SEMAPHORE_VALUE_LIMIT 32767 /* _POSIX_SEM_VALUE_MAX, what every system must allow */
+#endif
+
+#define SHM_DIRECTORY "/dev/shm/" /* where glibc (since 2.34) and musl keep segments and semaphores */
+
+/* Where there is an interpreter lock it is the critical section. Python defines these only since 3.13, and there without a
+ * use of the argument, which compilers remark on. */
+#if !defined(Py_GIL_DISABLED)
+#undef Py_BEGIN_CRITICAL_SECTION
+#undef Py_END_CRITICAL_SECTION
+#define Py_BEGIN_CRITICAL_SECTION(op) { (void)(op);
+#define Py_END_CRITICAL_SECTION() }
+#endif
+
+/* ---- module state ---- */
+
+typedef struct Notifier Notifier;
+
+typedef struct {
+    PyObject *Error;
+    PyObject *SignalError;
+    PyObject *PermissionsError;
+    PyObject *ExistentialError;
+    PyObject *BusyError;
+    PyTypeObject *Semaphore;
+    PyTypeObject *SharedMemory;
+    PyTypeObject *MessageQueue;
+    PyObject *rebuild;   /* the function that every pickle of a handle names */
+    uint8_t boot_id[16]; /* of this host's kernel; zeros where it cannot be read */
+    _Atomic(Notifier *) notifier; /* the callbacks armed in this interpreter; a forked child begins with a new one */
+} State;
+
+/* The state of the module that defined `type` or the base it inherits from; NULL with an exception set when the
+ * interpreter has already taken the module apart. */
+State *state_of_type(PyTypeObject *type);
+State *state_of(PyObject *self);
+
+/* ---- identity.c: which kernel object, of all that ever had this name ---- */
+
+/* Travels in pickles as raw bytes, compared with memcmp: fixed widths, no padding. A zero means "not known". */
+typedef struct {
+    uint8_t boot_id[16];
+    uint64_t device;
+    uint64_t inode;
+    uint64_t born;      /* ns since the epoch: some file systems hand out an inode number again at once */
+    uint64_t namespace; /* inode of the IPC namespace; queues only, files are told apart by their device */
+} Identity;
+
+_Static_assert(sizeof(Identity) == 48, "Identity has no padding");
+
+typedef struct {
+    Identity identity;
+    mode_t mode;
+    int64_t size;
+} FileFacts;
+
+typedef enum { KIND_SEMAPHORE, KIND_SHARED_MEMORY, KIND_MESSAGE_QUEUE } Kind;
+
+void identity_read_boot_id(uint8_t boot_id[16]);
+/* 0, or -1 with errno. The boot id is not filled in. */
+int identity_facts(int descriptor, FileFacts *facts);
+uint64_t identity_ipc_namespace(void);
+bool identity_same_object(const Identity *a, const Identity *b);
+/* Does `descriptor` still lead to the object? (Its number may have been closed and handed out again.) */
+bool identity_leads_to(int descriptor, const Identity *identity);
+/* New bytes for a pickle. */
+PyObject *identity_pack(const State *state, const Identity *identity, Kind kind);
+int identity_unpack(PyObject *packed, Identity *identity);
+/* Raises ExistentialError when the pickle was made under another kernel. */
+int identity_check_host(State *state, const Identity *wanted, PyObject *name);
+/* Raises ExistentialError that says why `name` does not lead to `wanted`: `found` is what it leads to, NULL if nothing. */
+void identity_raise_mismatch(State *state, const Identity *wanted, const Identity *found, Kind kind, PyObject *name);
+
+/* ---- errors.c: from an errno to the right exception ---- */
+
+/* Raises what `error` means, naming the failing call, the object (`name` may be NULL) and a limit that was hit.
+ * `reason` replaces the system's text if it is not NULL. Always returns NULL. */
+PyObject *raise_errno(State *state, int error, const char *call, PyObject *name, const char *reason);
+/* Raises `type` (a posix_ipc.Error) with its attributes errno (0: None) and name. Always returns NULL. */
+PyObject *raise_error(PyObject *type, int error, PyObject *name, const char *format, ...);
+/* Raises OSError, or its subclass for this errno, with filename `name` unless that is NULL. Always returns NULL. */
+PyObject *raise_os_error(int error, PyObject *name, const char *message);
+/* Raises ExistentialError for a handle that is closed, or was never opened (name is NULL). Always returns NULL. */
+PyObject *raise_closed(State *state, const char *call, PyObject *name);
+/* After EINTR: runs the Python signal handlers, then raises SignalError, with what a handler raised as its cause;
+ * KeyboardInterrupt, SystemExit and their like pass through as they are. Always returns NULL. */
+PyObject *raise_interrupted(State *state, const char *call, PyObject *name);
+/* Makes the exception that is set the cause of the one that replaces it. */
+PyObject *exception_take(void);
+
+/* ---- limits.c: which limit of the system did a call run into ---- */
+
+/* Writes " (limit, value, where it is set)", or "", about `call` having failed with `error`. */
+void limit_describe(char *text, size_t size, const char *call, int error);
+/* The same for the sizes asked of a new queue. */
+void limit_describe_queue(char *text, size_t size, long max_messages, long max_message_size);
+
+/* ---- args.c: what callers pass ---- */
+
+typedef struct {
+    const char *function;
+    int count;
+    int required;
+    const char *const *names;
+} Signature;
+
+#define MAX_ARGUMENTS 8
+
+/* METH_FASTCALL | METH_KEYWORDS: borrowed references, NULL where an argument was not given. */
+int args_bind(const Signature *signature, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+              PyObject **bound);
+/* tp_init: new references, because converting one argument can run code that drops the others. */
+int args_bind_init(const Signature *signature, PyObject *args, PyObject *kwargs, PyObject **bound);
+void args_release(const Signature *signature, PyObject **bound);
+
+/* All of these leave the default in place when `arg` is NULL, and *out untouched on failure. */
+int args_integer(PyObject *arg, const char *what, int64_t minimum, int64_t maximum, int64_t *out);
+int args_flags(PyObject *arg, int *out);
+int args_mode(PyObject *arg, mode_t *out);
+int args_bool(PyObject *arg, const char *what, bool *out);
+
+#define FOREVER INT64_MAX
+/* Seconds to nanoseconds; None is FOREVER, and so is what no clock will reach. */
+int args_timeout(PyObject *arg, int64_t *nanoseconds);
+
+/* str or bytes to both: the text for people, the bytes for the kernel. New references. */
+int args_name(PyObject *arg, PyObject **text, PyObject **encoded);
+/* The name for a constructor with these flags: None takes a new random one, and some flags make no sense. */
+int args_name_for(PyObject *arg, int flags, PyObject **text, PyObject **encoded);
+
+/* ---- handle.c: the head that the three types share, and the pin ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *name;    /* str as given; NULL until an open succeeds */
+    PyObject *encoded; /* bytes: the name as the kernel sees it */
+    mode_t mode;
+    Identity identity;
+    bool owned;        /* made by unpickling: what it holds is closed with it */
+} NamedObject;
+
+/* Fills in the head under the critical section and gives back, in place, what it replaced. */
+void named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, const Identity *identity,
+                bool owned);
+void named_clear(NamedObject *self);
+/* New references, both NULL before the first open. */
+void named_get(NamedObject *self, PyObject **name, PyObject **encoded);
+PyObject *named_str(PyObject *self);
+PyObject *named_get_name(PyObject *self, void *closure);
+PyObject *named_get_mode(PyObject *self, void *closure);
+/* Unlinks by name through `function`, without the interpreter lock. */
+PyObject *named_unlink(NamedObject *self, const char *call, int (*function)(const char *));
+PyObject *unlink_by_name(State *state, PyObject *arg, const char *call, int (*function)(const char *));
+/* The value of __reduce__. */
+PyObject *named_reduce(NamedObject *self, Kind kind, int options);
+/* "posix_ipc.TYPE("NAME", mode=OCTAL" and `rest`, a str that closes the bracket. */
+PyObject *named_repr(NamedObject *self, const char *type, PyObject *rest);
+/* Raises what `error` means for this handle: EBADF that it is closed, EINTR what the signal handlers left. */
+PyObject *named_raise(NamedObject *self, int error, const char *call, const char *reason);
+
+/* What a blocking call holds on to outside the critical section. `close` takes it away from its object at once; it
+ * goes when the last call that waits on it has left. All three functions are called inside the section. */
+typedef struct {
+    unsigned users; /* calls that wait on it now */
+    pid_t pid;      /* whose calls: after a fork the parent's waiting threads do not exist in the child */
+    bool closed;
+    union {
+        sem_t *semaphore;
+        int descriptor;
+    };
+} Handle;
+
+Handle *handle_new(void);
+void handle_pin(Handle *handle);
+bool handle_unpin(Handle *handle); /* true: closed meanwhile, and the caller was its last user, who frees it */
+bool handle_close(Handle *handle); /* true: nobody uses it, the caller frees it */
+
+/* ---- clock.c: waiting on clocks ---- */
+
+struct timespec clock_after(clockid_t clock, int64_t nanoseconds);
+int64_t clock_remaining(clockid_t clock, const struct timespec *deadline);
+
+/* ---- shm_file.c: files of /dev/shm that get a name only when they are complete ---- */
+
+#define SHM_PATH_SIZE (sizeof(SHM_DIRECTORY) + NAME_MAX + 1)
+
+typedef struct {
+    int descriptor;
+    char temporary[SHM_PATH_SIZE]; /* empty where the kernel can make a file without a name */
+} ShmFile;
+
+/* All return 0, or -1 with errno. */
+int shm_file_begin(ShmFile *file, mode_t mode);
+int shm_file_publish(ShmFile *file, const char *path);
+/* Closes; what was not published is gone. Keeps errno. */
+void shm_file_end(ShmFile *file);
+
+/* ---- semaphore_file.c: a named semaphore in memory ---- */
+
+/* 0, or an errno. EILSEQ: the file is too short, or no file at all; touching it would be a SIGBUS. */
+int semaphore_file_open(const char *name, sem_t **semaphore, Identity *identity);
+int semaphore_file_create(const char *name, mode_t mode, unsigned value, sem_t **semaphore, Identity *identity);
+void semaphore_file_close(sem_t *semaphore);
+
+/* ---- notification.c: callbacks of message queues ---- */
+
+/* The registry of this interpreter's callbacks; NULL with an exception set. */
+Notifier *notifier_new(void);
+void notifier_release(Notifier *notifier);
+/* The interpreter is about to end: no callback begins after this. */
+void notifier_stop(State *state);
+/* Asks the kernel to tell when a message arrives in the empty queue; `callback(param)` then runs once in a thread of
+ * its own. Keeps `queue` alive until it has run or is cancelled. 0, or -1 with an exception set. */
+int notification_arm(State *state, PyObject *queue, int mqd, PyObject *name, PyObject *callback, PyObject *param);
+/* From now on the callbacks armed through `queue` do not run. The kernel is not told: that is mq_notify's work. */
+void notification_cancel(State *state, PyObject *queue);
+
+/* ---- the types ---- */
+
+enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8 };
+
+extern PyType_Spec semaphore_spec;
+extern PyType_Spec shared_memory_spec;
+extern PyType_Spec message_queue_spec;
+
+/* Open what a pickle names, in a fresh object of the type. Never create. 0, or -1 with an exception set. */
+int semaphore_reopen(State *state, PyObject *self, PyObject *name, mode_t mode, int options, const Identity *wanted);
+int shared_memory_reopen(State *state, PyObject *self, PyObject *name, mode_t mode, int options,
+                         const Identity *wanted);
+int message_queue_reopen(State *state, PyObject *self, PyObject *name, mode_t mode, int options,
+                         const Identity *wanted);
+
+#endif

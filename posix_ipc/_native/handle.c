@@ -1,0 +1,261 @@
+/* What the three handle types have in common: name, mode and identity, pickling, unlinking, and the pin that keeps a
+ * kernel object open under a call that waits on it. */
+#include "ext.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- the head ---- */
+
+void
+named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, const Identity *identity, bool owned)
+{
+    PyObject *old_name = self->name, *old_encoded = self->encoded;
+    self->name = *name;
+    self->encoded = *encoded;
+    self->mode = mode;
+    self->identity = *identity;
+    self->owned = owned;
+    *name = old_name;
+    *encoded = old_encoded;
+}
+
+void
+named_clear(NamedObject *self)
+{
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->encoded);
+}
+
+void
+named_get(NamedObject *self, PyObject **name, PyObject **encoded)
+{
+    Py_BEGIN_CRITICAL_SECTION(self);
+    Py_XINCREF(self->name);
+    *name = self->name;
+    if (encoded != NULL) {
+        Py_XINCREF(self->encoded);
+        *encoded = self->encoded;
+    }
+    Py_END_CRITICAL_SECTION();
+}
+
+PyObject *
+named_get_name(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *name;
+    named_get((NamedObject *)self, &name, NULL);
+    return name != NULL ? name : Py_NewRef(Py_None);
+}
+
+PyObject *
+named_get_mode(PyObject *op, void *Py_UNUSED(closure))
+{
+    NamedObject *self = (NamedObject *)op;
+    mode_t mode;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    mode = self->mode;
+    Py_END_CRITICAL_SECTION();
+    return PyLong_FromUnsignedLong(mode);
+}
+
+PyObject *
+named_str(PyObject *self)
+{
+    PyObject *name;
+    named_get((NamedObject *)self, &name, NULL);
+    return name != NULL ? name : PyObject_Repr(self);
+}
+
+PyObject *
+named_repr(NamedObject *self, const char *type, PyObject *rest)
+{
+    PyObject *name;
+    mode_t mode;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    name = self->name;
+    Py_XINCREF(name);
+    mode = self->mode;
+    Py_END_CRITICAL_SECTION();
+    if (name == NULL) {
+        return PyUnicode_FromFormat("posix_ipc.%s(<not open>)", type);
+    }
+    char octal[16]; /* PyUnicode_FromFormat has no %o */
+    PyOS_snprintf(octal, sizeof(octal), "0%o", (unsigned)mode);
+    PyObject *result = PyUnicode_FromFormat("posix_ipc.%s(\"%U\", mode=%s%V", type, name, octal, rest, ")");
+    Py_DECREF(name);
+    return result;
+}
+
+PyObject *
+named_raise(NamedObject *self, int error, const char *call, const char *reason)
+{
+    State *state = state_of((PyObject *)self);
+    if (state == NULL) {
+        return NULL;
+    }
+    PyObject *name;
+    named_get(self, &name, NULL);
+    if (error == EBADF) {
+        raise_closed(state, call, name);
+    }
+    else if (error == EINTR) {
+        raise_interrupted(state, call, name);
+    }
+    else {
+        raise_errno(state, error, call, name, reason);
+    }
+    Py_XDECREF(name);
+    return NULL;
+}
+
+/* ---- unlinking ---- */
+
+/* Consumes both references. */
+static PyObject *
+unlink_encoded(State *state, PyObject *name, PyObject *encoded, const char *call, int (*function)(const char *))
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS /* the last name of a large segment frees its pages */
+    error = function(PyBytes_AS_STRING(encoded)) < 0 ? errno : 0;
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
+        raise_errno(state, error, call, name, NULL);
+    }
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return error != 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyObject *
+named_unlink(NamedObject *self, const char *call, int (*function)(const char *))
+{
+    State *state = state_of((PyObject *)self);
+    if (state == NULL) {
+        return NULL;
+    }
+    PyObject *name, *encoded;
+    named_get(self, &name, &encoded);
+    if (name == NULL) {
+        return raise_closed(state, call, NULL);
+    }
+    return unlink_encoded(state, name, encoded, call, function);
+}
+
+PyObject *
+unlink_by_name(State *state, PyObject *arg, const char *call, int (*function)(const char *))
+{
+    PyObject *name, *encoded;
+    if (args_name(arg, &name, &encoded) < 0) {
+        return NULL;
+    }
+    return unlink_encoded(state, name, encoded, call, function);
+}
+
+/* ---- pickling ---- */
+
+/* What pickle restores behind the constructor: the __dict__, the __slots__, or what a subclass says. */
+static PyObject *
+pickled_state(PyObject *self)
+{
+    PyObject *state = PyObject_GetAttrString(self, "__getstate__"); /* every object has it since 3.11 */
+    if (state != NULL) {
+        PyObject *method = state;
+        state = PyObject_CallNoArgs(method);
+        Py_DECREF(method);
+        return state;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return NULL;
+    }
+    PyErr_Clear();
+    state = PyObject_GetAttrString(self, "__dict__");
+    if (state == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        state = Py_NewRef(Py_None);
+    }
+    return state;
+}
+
+PyObject *
+named_reduce(NamedObject *self, Kind kind, int options)
+{
+    State *state = state_of((PyObject *)self);
+    if (state == NULL) {
+        return NULL;
+    }
+    PyObject *name, *identity = NULL, *extra = NULL, *result = NULL;
+    Identity raw;
+    mode_t mode;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    name = self->name;
+    Py_XINCREF(name);
+    raw = self->identity;
+    mode = self->mode;
+    Py_END_CRITICAL_SECTION();
+    if (name == NULL) {
+        return raise_closed(state, "__reduce__", NULL);
+    }
+    identity = identity_pack(state, &raw, kind);
+    extra = identity != NULL ? pickled_state((PyObject *)self) : NULL;
+    if (extra != NULL) {
+        PyObject *type = (PyObject *)Py_TYPE(self);
+        result = extra == Py_None
+                     ? Py_BuildValue("O(OOOki)", state->rebuild, type, name, identity, (unsigned long)mode, options)
+                     : Py_BuildValue("O(OOOki)O", state->rebuild, type, name, identity, (unsigned long)mode, options,
+                                     extra);
+    }
+    Py_DECREF(name);
+    Py_XDECREF(identity);
+    Py_XDECREF(extra);
+    return result;
+}
+
+/* ---- the pin ---- */
+
+Handle *
+handle_new(void)
+{
+    Handle *handle = PyMem_Calloc(1, sizeof(Handle));
+    if (handle == NULL) {
+        PyErr_NoMemory();
+    }
+    return handle;
+}
+
+/* A fork leaves the threads of the parent behind, but not their count. */
+static void
+forget_other_process(Handle *handle)
+{
+    pid_t pid = getpid();
+    if (handle->pid != pid) {
+        handle->pid = pid;
+        handle->users = 0;
+    }
+}
+
+void
+handle_pin(Handle *handle)
+{
+    forget_other_process(handle);
+    handle->users++;
+}
+
+bool
+handle_unpin(Handle *handle)
+{
+    /* The pid is that of handle_pin: a child of a fork begins with the forking thread alone, which waits nowhere. */
+    handle->users--;
+    return handle->closed && handle->users == 0;
+}
+
+bool
+handle_close(Handle *handle)
+{
+    handle->closed = true;
+    if (handle->users != 0) {
+        forget_other_process(handle);
+    }
+    return handle->users == 0;
+}

@@ -1,0 +1,122 @@
+/* Which limit of the system did a call run into, what is its value, and where is it set? Asked on failure only. */
+#include "ext.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* "819200 bytes" or "unlimited". */
+static void
+describe_resource(char *text, size_t size, int resource, const char *unit)
+{
+    struct rlimit limit;
+    if (getrlimit(resource, &limit) < 0) {
+        snprintf(text, size, "unknown");
+    }
+    else if (limit.rlim_cur == RLIM_INFINITY) {
+        snprintf(text, size, "unlimited");
+    }
+    else {
+        snprintf(text, size, "%llu%s", (unsigned long long)limit.rlim_cur, unit);
+    }
+}
+
+/* The number in a file of /proc/sys; -1 where it cannot be read. */
+static long
+read_sysctl(const char *path)
+{
+    char text[32];
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) {
+        return -1;
+    }
+    ssize_t length = read(descriptor, text, sizeof(text) - 1);
+    close(descriptor);
+    if (length <= 0) {
+        return -1;
+    }
+    text[length] = '\0';
+    return strtol(text, NULL, 10);
+}
+
+/* Is there no descriptor left in this process? */
+static bool
+descriptors_exhausted(void)
+{
+    int descriptor = open("/", O_RDONLY | O_CLOEXEC);
+    if (descriptor >= 0) {
+        close(descriptor);
+        return false;
+    }
+    return errno == EMFILE;
+}
+
+void
+limit_describe(char *text, size_t size, const char *call, int error)
+{
+    bool queue = strncmp(call, "mq_", 3) == 0;
+    char value[64];
+    text[0] = '\0';
+    switch (error) {
+    case EMFILE:
+#if HAVE_MESSAGE_QUEUES
+        if (queue && !descriptors_exhausted()) {
+            describe_resource(value, sizeof(value), RLIMIT_MSGQUEUE, " bytes");
+            snprintf(text, size, " (RLIMIT_MSGQUEUE is %s for all queues of this user;"
+                     " unlink some, or raise it with 'ulimit -q' or limits.conf)", value);
+            return;
+        }
+#endif
+        describe_resource(value, sizeof(value), RLIMIT_NOFILE, " descriptors");
+        snprintf(text, size, " (RLIMIT_NOFILE is %s for this process;"
+                 " close some, or raise it with 'ulimit -n' or limits.conf)", value);
+        return;
+    case ENFILE:
+        snprintf(text, size, " (fs.file-max is %ld descriptors for the whole system, set with sysctl)",
+                 read_sysctl("/proc/sys/fs/file-max"));
+        return;
+    case ENOSPC:
+        if (queue) {
+            snprintf(text, size, " (fs.mqueue.queues_max is %ld queues, set with sysctl)",
+                     read_sysctl("/proc/sys/fs/mqueue/queues_max"));
+        }
+        else {
+            struct statvfs facts;
+            if (statvfs(SHM_DIRECTORY, &facts) == 0) {
+                snprintf(text, size, " (%s has %llu bytes and %llu inodes free;"
+                         " its size is set where it is mounted)", SHM_DIRECTORY,
+                         (unsigned long long)facts.f_bavail * facts.f_frsize, (unsigned long long)facts.f_favail);
+            }
+        }
+        return;
+    case EFBIG:
+        describe_resource(value, sizeof(value), RLIMIT_FSIZE, " bytes");
+        snprintf(text, size, " (RLIMIT_FSIZE is %s for this process, set with 'ulimit -f')", value);
+        return;
+    case ENOMEM:
+        describe_resource(value, sizeof(value), RLIMIT_AS, " bytes");
+        snprintf(text, size, " (RLIMIT_AS is %s for this process, set with 'ulimit -v')", value);
+        return;
+    case ENAMETOOLONG:
+        snprintf(text, size, " (at most %d bytes)", (int)NAME_MAX - (strncmp(call, "sem_", 4) == 0 ? 4 : 0));
+        return;
+    case EOVERFLOW:
+        snprintf(text, size, " (SEMAPHORE_VALUE_MAX is %ld)", (long)SEMAPHORE_VALUE_LIMIT);
+        return;
+    default:
+        return;
+    }
+}
+
+void
+limit_describe_queue(char *text, size_t size, long max_messages, long max_message_size)
+{
+    snprintf(text, size, "Invalid argument (max_messages is %ld, fs.mqueue.msg_max allows %ld;"
+             " max_message_size is %ld bytes, fs.mqueue.msgsize_max allows %ld; both are set with sysctl)",
+             max_messages, read_sysctl("/proc/sys/fs/mqueue/msg_max"), max_message_size,
+             read_sysctl("/proc/sys/fs/mqueue/msgsize_max"));
+}

@@ -1,0 +1,969 @@
+/* posix_ipc.MessageQueue: mq_open(3), mq_send(3), mq_receive(3), mq_notify(3). See mq_overview(7). */
+#include "ext.h"
+
+#if HAVE_MESSAGE_QUEUES
+
+#include <errno.h>
+#include <fcntl.h>
+#include <mqueue.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct {
+    NamedObject head;
+    Handle *handle; /* NULL: closed, or never opened */
+    long max_messages;
+    long max_message_size;
+    bool read;
+    bool write;
+    PyObject *spare; /* bytes of max_message_size, private, for the next receive(); or NULL */
+} MessageQueueObject;
+
+/* ---- lifetime ---- */
+
+static PyObject *
+message_queue_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    return type->tp_alloc(type, 0); /* arguments are the concern of __init__: see semaphore_new */
+}
+
+static void
+free_handle(Handle *handle)
+{
+    if (handle->descriptor >= 0) {
+        mq_close(handle->descriptor);
+    }
+    PyMem_Free(handle);
+}
+
+/* Before a handle goes that nobody closed: its descriptor stays open or goes with it, as in shared_memory.c. */
+static void
+spare_descriptor(MessageQueueObject *self, Handle *handle)
+{
+    if (!self->head.owned || !identity_leads_to(handle->descriptor, &self->head.identity)) {
+        handle->descriptor = -1;
+    }
+}
+
+static void
+message_queue_dealloc(PyObject *op)
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    if (self->handle != NULL) {
+        spare_descriptor(self, self->handle);
+        free_handle(self->handle);
+    }
+    Py_CLEAR(self->spare);
+    named_clear(&self->head);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static void
+unpin(MessageQueueObject *self, Handle *handle)
+{
+    bool last;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    last = handle_unpin(handle);
+    Py_END_CRITICAL_SECTION();
+    if (last) {
+        free_handle(handle);
+    }
+}
+
+typedef struct {
+    const char *name;
+    int flags;
+    mode_t mode;
+    int64_t max_messages;
+    int64_t max_message_size;
+    bool read;
+    bool write;
+    /* results */
+    mqd_t descriptor;
+    struct mq_attr attributes;
+    FileFacts facts;
+    const char *failed; /* the call that did */
+} OpenRequest;
+
+/* 0 or an errno. */
+static int
+open_queue(OpenRequest *request)
+{
+    int error = 0;
+    int access = request->read ? (request->write ? O_RDWR : O_RDONLY) : O_WRONLY;
+    struct mq_attr wanted = {.mq_maxmsg = (long)request->max_messages, .mq_msgsize = (long)request->max_message_size};
+    request->failed = "mq_open";
+    request->descriptor = mq_open(request->name, access | O_CLOEXEC | (request->flags & (O_CREAT | O_EXCL | O_NONBLOCK)),
+                                  request->mode, &wanted);
+    if (request->descriptor == (mqd_t)-1) {
+        return errno;
+    }
+    if (mq_getattr(request->descriptor, &request->attributes) < 0) {
+        error = errno;
+        request->failed = "mq_getattr";
+    }
+    else if (identity_facts(request->descriptor, &request->facts) < 0) {
+        error = errno;
+        request->failed = "fstat";
+    }
+    if (error != 0) {
+        mq_close(request->descriptor);
+    }
+    return error;
+}
+
+static int
+check_name(PyObject *name, PyObject *encoded)
+{
+    const char *text = PyBytes_AS_STRING(encoded);
+    if (text[0] != '/' || text[1] == '\0') {
+        PyErr_Format(PyExc_ValueError, "mq_open(%R): the name of a queue is a slash and at least one character", name);
+        return -1;
+    }
+    return 0;
+}
+
+static void
+raise_open(State *state, int error, const OpenRequest *request, PyObject *name)
+{
+    char reason[320];
+    bool sizes = error == EINVAL && (request->flags & O_CREAT);
+    if (sizes) {
+        limit_describe_queue(reason, sizeof(reason), (long)request->max_messages, (long)request->max_message_size);
+    }
+    raise_errno(state, error, request->failed, name, sizes ? reason : NULL);
+}
+
+/* Puts an open queue into the object, in place of what it held before. Consumes all it is given. */
+static void
+install(MessageQueueObject *self, Handle *handle, const OpenRequest *request, PyObject *name, PyObject *encoded,
+        mode_t mode, bool owned)
+{
+    Handle *old;
+    bool unused = false;
+    handle->descriptor = request->descriptor;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    old = self->handle;
+    if (old != NULL) {
+        spare_descriptor(self, old);
+        unused = handle_close(old);
+    }
+    self->handle = handle;
+    self->max_messages = request->attributes.mq_maxmsg;
+    self->max_message_size = request->attributes.mq_msgsize;
+    self->read = request->read;
+    self->write = request->write;
+    named_swap(&self->head, &name, &encoded, mode, &request->facts.identity, owned);
+    Py_END_CRITICAL_SECTION();
+    if (unused) {
+        free_handle(old);
+    }
+    Py_XDECREF(name);
+    Py_XDECREF(encoded);
+}
+
+static int
+message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static const char *const names[] = {"name",  "flags", "mode", "max_messages", "max_message_size",
+                                        "read", "write"};
+    static const Signature signature = {"MessageQueue", 7, 1, names};
+    PyObject *bound[7];
+    State *state = state_of(op);
+    if (state == NULL || args_bind_init(&signature, args, kwargs, bound) < 0) {
+        return -1;
+    }
+    int result = -1, error;
+    PyObject *name = NULL, *encoded = NULL;
+    Handle *handle = NULL;
+    OpenRequest request = {.mode = 0600, .read = true, .write = true,
+                           .max_messages = QUEUE_MAX_MESSAGES, .max_message_size = QUEUE_MAX_MESSAGE_SIZE};
+    if (args_flags(bound[1], &request.flags) < 0 || args_mode(bound[2], &request.mode) < 0 ||
+        args_integer(bound[3], "max_messages", 1, LONG_MAX, &request.max_messages) < 0 ||
+        args_integer(bound[4], "max_message_size", 1, LONG_MAX, &request.max_message_size) < 0 ||
+        args_bool(bound[5], "read", &request.read) < 0 || args_bool(bound[6], "write", &request.write) < 0) {
+        goto done;
+    }
+    if (!request.read && !request.write) {
+        PyErr_SetString(PyExc_ValueError, "read and write are both False: one of them must be True");
+        goto done;
+    }
+    handle = handle_new();
+    if (handle == NULL) {
+        goto done;
+    }
+    do {
+        Py_CLEAR(name);
+        Py_CLEAR(encoded);
+        if (args_name_for(bound[0], request.flags, &name, &encoded) < 0 || check_name(name, encoded) < 0) {
+            goto done;
+        }
+        request.name = PyBytes_AS_STRING(encoded);
+        Py_BEGIN_ALLOW_THREADS
+        error = open_queue(&request);
+        Py_END_ALLOW_THREADS
+    } while (error == EEXIST && bound[0] == Py_None);
+    if (error != 0) {
+        raise_open(state, error, &request, name);
+        goto done;
+    }
+    install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false);
+    handle = NULL;
+    name = encoded = NULL;
+    result = 0;
+done:
+    PyMem_Free(handle);
+    Py_XDECREF(name);
+    Py_XDECREF(encoded);
+    args_release(&signature, bound);
+    return result;
+}
+
+int
+message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int options, const Identity *wanted)
+{
+    PyObject *name, *encoded;
+    Handle *handle = NULL;
+    OpenRequest request = {.flags = options & OPTION_NONBLOCK ? O_NONBLOCK : 0,
+                           .read = options & OPTION_READ, .write = options & OPTION_WRITE};
+    int error;
+    if (args_name(arg, &name, &encoded) < 0) {
+        return -1;
+    }
+    if (check_name(name, encoded) < 0 || (handle = handle_new()) == NULL) {
+        goto error;
+    }
+    request.name = PyBytes_AS_STRING(encoded);
+    Py_BEGIN_ALLOW_THREADS
+    error = open_queue(&request);
+    Py_END_ALLOW_THREADS
+    if (error == ENOENT) {
+        identity_raise_mismatch(state, wanted, NULL, KIND_MESSAGE_QUEUE, name);
+        goto error;
+    }
+    if (error != 0) {
+        raise_open(state, error, &request, name);
+        goto error;
+    }
+    if (!identity_same_object(wanted, &request.facts.identity)) {
+        mq_close(request.descriptor);
+        identity_raise_mismatch(state, wanted, &request.facts.identity, KIND_MESSAGE_QUEUE, name);
+        goto error;
+    }
+    install((MessageQueueObject *)op, handle, &request, name, encoded, mode, true);
+    return 0;
+error:
+    PyMem_Free(handle);
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return -1;
+}
+
+/* ---- one message to or from the kernel ---- */
+
+typedef struct {
+    mqd_t descriptor;
+    bool sending;
+    char *buffer;
+    size_t size;       /* sending: of the message, receiving: of the buffer */
+    unsigned priority; /* receiving: a result */
+    ssize_t received;
+} Transfer;
+
+/* All three return 0 or an errno. */
+
+static int
+transfer_forever(Transfer *transfer)
+{
+    if (transfer->sending) {
+        return mq_send(transfer->descriptor, transfer->buffer, transfer->size, transfer->priority) < 0 ? errno : 0;
+    }
+    transfer->received = mq_receive(transfer->descriptor, transfer->buffer, transfer->size, &transfer->priority);
+    return transfer->received < 0 ? errno : 0;
+}
+
+/* Does not wait: ETIMEDOUT where a blocking queue would, EAGAIN where the queue itself is not a blocking one. */
+static int
+transfer_try(Transfer *transfer)
+{
+    static const struct timespec past = {0, 0};
+    ssize_t result;
+    do {
+        if (transfer->sending) {
+            result = mq_timedsend(transfer->descriptor, transfer->buffer, transfer->size, transfer->priority, &past);
+        }
+        else {
+            result = mq_timedreceive(transfer->descriptor, transfer->buffer, transfer->size, &transfer->priority, &past);
+        }
+    } while (result < 0 && errno == EINTR); /* nobody waited, so no wait was interrupted; the handler runs soon */
+    transfer->received = result;
+    return result < 0 ? errno : 0;
+}
+
+/* The kernel's own deadlines follow a clock that somebody may set, so a limited wait is poll(2) and a try, again and
+ * again: the one that polled may find that another was quicker. */
+static int
+transfer_wait(Transfer *transfer, int64_t timeout)
+{
+    if (timeout == FOREVER) {
+        return transfer_forever(transfer);
+    }
+    struct timespec deadline = clock_after(CLOCK_MONOTONIC, timeout);
+    struct pollfd waiting = {.fd = transfer->descriptor, .events = transfer->sending ? POLLOUT : POLLIN};
+    for (;;) {
+        int64_t remaining = clock_remaining(CLOCK_MONOTONIC, &deadline);
+        if (remaining <= 0) {
+            return ETIMEDOUT;
+        }
+        struct timespec time = {.tv_sec = (time_t)(remaining / 1000000000), .tv_nsec = (long)(remaining % 1000000000)};
+        if (ppoll(&waiting, 1, &time, NULL) < 0) {
+            return errno;
+        }
+        int error = transfer_try(transfer);
+        if (error != ETIMEDOUT) {
+            return error;
+        }
+    }
+}
+
+static bool
+would_wait(int error, int64_t timeout)
+{
+    return error == ETIMEDOUT && timeout != 0;
+}
+
+static int
+transfer_pinned(MessageQueueObject *self, Handle *handle, Transfer *transfer, int64_t timeout)
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = transfer_wait(transfer, timeout);
+    Py_END_ALLOW_THREADS
+    unpin(self, handle);
+    return error;
+}
+
+static PyObject *
+raise_transfer(MessageQueueObject *self, int error, bool sending)
+{
+    const char *reason = NULL;
+    if (error == EAGAIN || error == ETIMEDOUT) {
+        reason = sending ? "the queue is full" : "the queue is empty";
+    }
+    return named_raise(&self->head, error, sending ? "mq_send" : "mq_receive", reason);
+}
+
+/* ---- send ---- */
+
+static int
+send_bytes(MessageQueueObject *self, Transfer *transfer, int64_t timeout)
+{
+    int error = 0;
+    long limit = 0;
+    bool writable = false;
+    Handle *pinned = NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    Handle *handle = self->handle;
+    limit = self->max_message_size;
+    writable = self->write;
+    if (handle == NULL) {
+        error = EBADF;
+    }
+    else if (!writable) {
+        error = EPERM;
+    }
+    else if (transfer->size > (size_t)limit) {
+        error = EMSGSIZE;
+    }
+    else {
+        transfer->descriptor = handle->descriptor;
+        error = transfer_try(transfer);
+        if (would_wait(error, timeout)) {
+            handle_pin(handle);
+            pinned = handle;
+        }
+    }
+    Py_END_CRITICAL_SECTION();
+    if (pinned != NULL) {
+        error = transfer_pinned(self, pinned, transfer, timeout);
+    }
+    if (error == 0) {
+        return 0;
+    }
+    if (error == EMSGSIZE) {
+        PyErr_Format(PyExc_ValueError, "mq_send(%S): the message has %zu bytes, max_message_size is %ld", self,
+                     transfer->size, limit);
+    }
+    else if (error == EPERM) {
+        named_raise(&self->head, EPERM, "mq_send", "this handle was opened with write=False");
+    }
+    else {
+        raise_transfer(self, error, true);
+    }
+    return -1;
+}
+
+PyDoc_STRVAR(send_doc,
+"send($self, /, message, timeout=None, priority=0)\n--\n\n"
+"Put one message into the queue, waiting while it is full.\n\n"
+"message: bytes-like, or a str, which is sent as UTF-8; at most max_message_size bytes, empty is allowed.\n"
+"timeout: the longest wait in seconds, measured by a clock that nobody can set; None waits for ever, 0 never waits.\n"
+"priority: 0 to QUEUE_PRIORITY_MAX; higher ones are received first.\n"
+"Raises BusyError when the queue stays full, or at once when block is False; ValueError (too long, priority out of\n"
+"range), TypeError, PermissionsError (opened with write=False), ExistentialError (closed), SignalError when a signal\n"
+"arrives during the wait (the exception of its handler is the cause; KeyboardInterrupt passes through).\n\n"
+"POSIX.1-2008: mq_send(), mq_timedsend().");
+
+static PyObject *
+message_queue_send(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"message", "timeout", "priority"};
+    static const Signature signature = {"send", 3, 1, names};
+    PyObject *bound[3];
+    int64_t timeout = FOREVER, priority = 0;
+    if (args_bind(&signature, args, nargs, kwnames, bound) < 0 || args_timeout(bound[1], &timeout) < 0 ||
+        args_integer(bound[2], "priority", 0, QUEUE_PRIORITY_LIMIT, &priority) < 0) {
+        return NULL;
+    }
+    Transfer transfer = {.sending = true, .priority = (unsigned)priority};
+    Py_buffer view = {.obj = NULL};
+    if (PyUnicode_Check(bound[0])) {
+        Py_ssize_t length;
+        transfer.buffer = (char *)PyUnicode_AsUTF8AndSize(bound[0], &length);
+        if (transfer.buffer == NULL) {
+            return NULL;
+        }
+        transfer.size = (size_t)length;
+    }
+    else if (PyBytes_CheckExact(bound[0])) { /* cannot change or go: the caller holds it */
+        transfer.buffer = PyBytes_AS_STRING(bound[0]);
+        transfer.size = (size_t)PyBytes_GET_SIZE(bound[0]);
+    }
+    else {
+        if (PyObject_GetBuffer(bound[0], &view, PyBUF_SIMPLE) < 0) {
+            return NULL;
+        }
+        transfer.buffer = view.buf;
+        transfer.size = (size_t)view.len;
+    }
+    int result = send_bytes((MessageQueueObject *)op, &transfer, timeout);
+    if (view.obj != NULL) {
+        PyBuffer_Release(&view);
+    }
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* ---- receive ---- */
+
+/* A buffer must exist before the kernel gives a message away, and be as long as the longest message can be. It is kept
+ * between calls unless that would be a burden. Both run in the critical section and no Python code. */
+
+#define LARGEST_SPARE 65536
+
+static PyObject *
+take_buffer(MessageQueueObject *self)
+{
+    PyObject *buffer = self->spare;
+    self->spare = NULL;
+    if (buffer != NULL && PyBytes_GET_SIZE(buffer) != self->max_message_size) { /* __init__ opened another queue */
+        Py_CLEAR(buffer);
+    }
+    return buffer != NULL ? buffer : PyBytes_FromStringAndSize(NULL, self->max_message_size);
+}
+
+static void
+keep_buffer(MessageQueueObject *self, PyObject *buffer)
+{
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (self->spare == NULL && PyBytes_GET_SIZE(buffer) <= LARGEST_SPARE) {
+        self->spare = buffer;
+        buffer = NULL;
+    }
+    Py_END_CRITICAL_SECTION();
+    Py_XDECREF(buffer);
+}
+
+/* The message as bytes that hold no more than itself: a copy if it is much shorter than the buffer, else, or where
+ * there is no memory for a copy, the buffer cut to its length. */
+static PyObject *
+message_from_buffer(MessageQueueObject *self, PyObject *buffer, Py_ssize_t length)
+{
+    if (length <= PyBytes_GET_SIZE(buffer) / 2) {
+        PyObject *copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(buffer), length);
+        if (copy != NULL) {
+            keep_buffer(self, buffer);
+            return copy;
+        }
+        PyErr_Clear();
+    }
+    if (length != PyBytes_GET_SIZE(buffer)) {
+        (void)_PyBytes_Resize(&buffer, length);
+    }
+    return buffer;
+}
+
+/* (message, priority). Consumes the message. */
+static PyObject *
+pair_with_priority(PyObject *message, unsigned priority)
+{
+    PyObject *number = PyLong_FromUnsignedLong(priority);
+    PyObject *pair = number != NULL ? PyTuple_New(2) : NULL;
+    if (pair == NULL) {
+        Py_XDECREF(number);
+        Py_DECREF(message);
+        return NULL;
+    }
+    PyTuple_SET_ITEM(pair, 0, message);
+    PyTuple_SET_ITEM(pair, 1, number);
+    return pair;
+}
+
+PyDoc_STRVAR(receive_doc,
+"receive($self, /, timeout=None)\n--\n\n"
+"Take the oldest of the messages with the highest priority out of the queue, waiting while it is empty.\n\n"
+"timeout: the longest wait in seconds, measured by a clock that nobody can set; None waits for ever, 0 never waits.\n"
+"Returns (message, priority): bytes and int.\n"
+"Raises BusyError when the queue stays empty, or at once when block is False; TypeError, PermissionsError (opened with\n"
+"read=False), ExistentialError (closed), MemoryError (then the message stays in the queue), SignalError when a signal\n"
+"arrives during the wait (the exception of its handler is the cause; KeyboardInterrupt passes through).\n\n"
+"POSIX.1-2008: mq_receive(), mq_timedreceive().");
+
+static PyObject *
+message_queue_receive(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"timeout"};
+    static const Signature signature = {"receive", 1, 0, names};
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    PyObject *bound[1];
+    int64_t timeout = FOREVER;
+    if (args_bind(&signature, args, nargs, kwnames, bound) < 0 || args_timeout(bound[0], &timeout) < 0) {
+        return NULL;
+    }
+    int error = 0;
+    bool no_memory = false;
+    PyObject *buffer = NULL;
+    Handle *pinned = NULL;
+    Transfer transfer = {.sending = false};
+    Py_BEGIN_CRITICAL_SECTION(self);
+    Handle *handle = self->handle;
+    if (handle == NULL) {
+        error = EBADF;
+    }
+    else if (!self->read) {
+        error = EPERM;
+    }
+    else {
+        buffer = take_buffer(self);
+        no_memory = buffer == NULL;
+    }
+    if (buffer != NULL) {
+        transfer.descriptor = handle->descriptor;
+        transfer.buffer = PyBytes_AS_STRING(buffer);
+        transfer.size = (size_t)PyBytes_GET_SIZE(buffer);
+        error = transfer_try(&transfer);
+        if (would_wait(error, timeout)) {
+            handle_pin(handle);
+            pinned = handle;
+        }
+    }
+    Py_END_CRITICAL_SECTION();
+    if (no_memory) {
+        return NULL;
+    }
+    if (pinned != NULL) {
+        error = transfer_pinned(self, pinned, &transfer, timeout);
+    }
+    if (error != 0) {
+        if (buffer != NULL) {
+            keep_buffer(self, buffer);
+        }
+        return error == EPERM ? named_raise(&self->head, EPERM, "mq_receive", "this handle was opened with read=False")
+                              : raise_transfer(self, error, false);
+    }
+    PyObject *message = message_from_buffer(self, buffer, transfer.received);
+    return message != NULL ? pair_with_priority(message, transfer.priority) : NULL;
+}
+
+/* ---- notification ---- */
+
+/* 0 or an errno. */
+static int
+notify(mqd_t descriptor, const struct sigevent *event)
+{
+    return mq_notify(descriptor, event) < 0 ? errno : 0;
+}
+
+static int
+notify_by_signal(State *state, MessageQueueObject *self, mqd_t descriptor, PyObject *name, PyObject *arg)
+{
+    int64_t number = 0;
+    if (args_integer(arg, "notification", INT64_MIN, INT64_MAX, &number) < 0) {
+        return -1;
+    }
+    if (number < 1 || number > SIGRTMAX) {
+        raise_os_error(EINVAL, name, "mq_notify: there is no signal of this number");
+        return -1;
+    }
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = (int)number};
+    notification_cancel(state, (PyObject *)self);
+    int error = notify(descriptor, NULL); /* a process replaces its own notification */
+    if (error == 0) {
+        error = notify(descriptor, &event);
+    }
+    if (error != 0) {
+        raise_errno(state, error, "mq_notify", name, error == EBUSY ? "another process is notified already" : NULL);
+        return -1;
+    }
+    return 0;
+}
+
+static int
+request_notification(State *state, MessageQueueObject *self, mqd_t descriptor, PyObject *name, PyObject *arg)
+{
+    if (arg == Py_None) {
+        notification_cancel(state, (PyObject *)self);
+        int error = notify(descriptor, NULL);
+        if (error != 0) {
+            raise_errno(state, error, "mq_notify", name, NULL);
+        }
+        return error != 0 ? -1 : 0;
+    }
+    if (PyLong_Check(arg)) {
+        return notify_by_signal(state, self, descriptor, name, arg);
+    }
+    if (PyTuple_Check(arg) && PyTuple_GET_SIZE(arg) == 2 && PyCallable_Check(PyTuple_GET_ITEM(arg, 0))) {
+        notification_cancel(state, (PyObject *)self);
+        return notification_arm(state, (PyObject *)self, descriptor, name, PyTuple_GET_ITEM(arg, 0),
+                                PyTuple_GET_ITEM(arg, 1));
+    }
+    PyErr_SetString(PyExc_ValueError, "notification must be None, a signal number, or a tuple (callable, parameter)");
+    return -1;
+}
+
+PyDoc_STRVAR(request_notification_doc,
+"request_notification($self, /, notification=None)\n--\n\n"
+"Ask to be told, once, when a message arrives in the empty queue while nobody waits in receive().\n\n"
+"notification: None cancels what this process asked for; an int is the number of the signal to send to this process;\n"
+"a tuple (callable, parameter) has callable(parameter) run in a new thread, where it may ask again. An exception that\n"
+"it raises goes to sys.unraisablehook. The queue is kept alive while its callable waits to be called.\n"
+"What this process asked for before is replaced. Raises BusyError when another process is the one to be told,\n"
+"ValueError (anything else), OSError (no such signal), ExistentialError (closed), Error (the interpreter is ending).\n\n"
+"POSIX.1-2008: mq_notify().");
+
+/* Keeps the queue's descriptor open during a call that does not wait but may run Python code. */
+static Handle *
+pin_open(MessageQueueObject *self)
+{
+    Handle *handle;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    handle = self->handle;
+    if (handle != NULL) {
+        handle_pin(handle);
+    }
+    Py_END_CRITICAL_SECTION();
+    return handle;
+}
+
+static PyObject *
+message_queue_request_notification(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"notification"};
+    static const Signature signature = {"request_notification", 1, 0, names};
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    PyObject *bound[1], *name;
+    State *state = state_of(op);
+    if (state == NULL || args_bind(&signature, args, nargs, kwnames, bound) < 0) {
+        return NULL;
+    }
+    Handle *handle = pin_open(self);
+    if (handle == NULL) {
+        return named_raise(&self->head, EBADF, "mq_notify", NULL);
+    }
+    named_get(&self->head, &name, NULL);
+    int result = request_notification(state, self, handle->descriptor, name, bound[0] != NULL ? bound[0] : Py_None);
+    Py_DECREF(name);
+    unpin(self, handle);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* ---- other methods ---- */
+
+PyDoc_STRVAR(close_doc,
+"close($self, /)\n--\n\n"
+"Let go of the queue; it lives on, and unlink() still works here. A notification asked for is cancelled.\n\n"
+"A thread that waits on this handle goes on waiting, safely. Raises ExistentialError the second time.\n\n"
+"POSIX.1-2008: mq_close().");
+
+static PyObject *
+message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    State *state = state_of(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    notification_cancel(state, op);
+    Handle *handle;
+    bool unused = false;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    handle = self->handle;
+    self->handle = NULL;
+    if (handle != NULL) {
+        unused = handle_close(handle);
+        if (!unused) {
+            (void)notify(handle->descriptor, NULL); /* the kernel does so at closing, but that waits for others now */
+        }
+    }
+    Py_END_CRITICAL_SECTION();
+    if (handle == NULL) {
+        return named_raise(&self->head, EBADF, "mq_close", NULL);
+    }
+    if (unused) {
+        free_handle(handle);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(unlink_doc,
+"unlink($self, /)\n--\n\n"
+"Remove the name. The queue and its messages go when the last process has closed it.\n\n"
+"Works after close() too. Raises ExistentialError when the name is gone already, PermissionsError.\n\n"
+"POSIX.1-2008: mq_unlink().");
+
+static PyObject *
+message_queue_unlink(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return named_unlink((NamedObject *)self, "mq_unlink", mq_unlink);
+}
+
+static int
+read_descriptor(MessageQueueObject *self)
+{
+    int descriptor;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    descriptor = self->handle != NULL ? self->handle->descriptor : -1;
+    Py_END_CRITICAL_SECTION();
+    return descriptor;
+}
+
+PyDoc_STRVAR(fileno_doc,
+"fileno($self, /)\n--\n\n"
+"The descriptor of the queue, or -1 after close(); the same as mqd. On Linux select and selectors take it.");
+
+static PyObject *
+message_queue_fileno(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(read_descriptor((MessageQueueObject *)self));
+}
+
+/* The attributes at this instant, as 0 or an errno. */
+static int
+read_attributes(MessageQueueObject *self, struct mq_attr *attributes)
+{
+    int error;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (self->handle == NULL) {
+        error = EBADF;
+    }
+    else {
+        error = mq_getattr(self->handle->descriptor, attributes) < 0 ? errno : 0;
+    }
+    Py_END_CRITICAL_SECTION();
+    return error;
+}
+
+PyDoc_STRVAR(reduce_doc,
+"__reduce__($self, /)\n--\n\n"
+"Pickle by name: loading opens the same queue, and raises ExistentialError if the name leads to it no more.");
+
+static PyObject *
+message_queue_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    struct mq_attr attributes;
+    int options = 0;
+    int error = read_attributes(self, &attributes);
+    if (error != 0) {
+        return named_raise(&self->head, error, "__reduce__", NULL);
+    }
+    Py_BEGIN_CRITICAL_SECTION(self);
+    options |= self->read ? OPTION_READ : 0;
+    options |= self->write ? OPTION_WRITE : 0;
+    Py_END_CRITICAL_SECTION();
+    options |= attributes.mq_flags & O_NONBLOCK ? OPTION_NONBLOCK : 0;
+    return named_reduce(&self->head, KIND_MESSAGE_QUEUE, options);
+}
+
+static PyObject *
+message_queue_repr(PyObject *op)
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    long max_messages, max_message_size;
+    bool read, write;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    max_messages = self->max_messages;
+    max_message_size = self->max_message_size;
+    read = self->read;
+    write = self->write;
+    Py_END_CRITICAL_SECTION();
+    PyObject *rest = PyUnicode_FromFormat(", max_message_size=%ld, max_messages=%ld, read=%s, write=%s)",
+                                          max_message_size, max_messages, read ? "True" : "False",
+                                          write ? "True" : "False");
+    if (rest == NULL) {
+        return NULL;
+    }
+    PyObject *result = named_repr(&self->head, "MessageQueue", rest);
+    Py_DECREF(rest);
+    return result;
+}
+
+/* ---- getters ---- */
+
+static PyObject *
+message_queue_get_mqd(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(read_descriptor((MessageQueueObject *)self));
+}
+
+/* What the kernel said when the queue was opened; readable after close() too. */
+static PyObject *
+get_size(PyObject *op, const char *what, const long *field)
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    bool opened;
+    long value;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    opened = self->head.name != NULL;
+    value = *field;
+    Py_END_CRITICAL_SECTION();
+    return opened ? PyLong_FromLong(value) : named_raise(&self->head, EBADF, what, NULL);
+}
+
+static PyObject *
+message_queue_get_max_messages(PyObject *self, void *Py_UNUSED(closure))
+{
+    return get_size(self, "max_messages", &((MessageQueueObject *)self)->max_messages);
+}
+
+static PyObject *
+message_queue_get_max_message_size(PyObject *self, void *Py_UNUSED(closure))
+{
+    return get_size(self, "max_message_size", &((MessageQueueObject *)self)->max_message_size);
+}
+
+static PyObject *
+message_queue_get_current_messages(PyObject *op, void *Py_UNUSED(closure))
+{
+    struct mq_attr attributes;
+    int error = read_attributes((MessageQueueObject *)op, &attributes);
+    return error != 0 ? named_raise((NamedObject *)op, error, "mq_getattr", NULL)
+                      : PyLong_FromLong(attributes.mq_curmsgs);
+}
+
+static PyObject *
+message_queue_get_block(PyObject *op, void *Py_UNUSED(closure))
+{
+    struct mq_attr attributes;
+    int error = read_attributes((MessageQueueObject *)op, &attributes);
+    return error != 0 ? named_raise((NamedObject *)op, error, "mq_getattr", NULL)
+                      : PyBool_FromLong(!(attributes.mq_flags & O_NONBLOCK));
+}
+
+static int
+message_queue_set_block(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "block cannot be deleted");
+        return -1;
+    }
+    int block = PyObject_IsTrue(value);
+    if (block < 0) {
+        return -1;
+    }
+    int error;
+    struct mq_attr attributes = {.mq_flags = block ? 0 : O_NONBLOCK};
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (self->handle == NULL) {
+        error = EBADF;
+    }
+    else {
+        error = mq_setattr(self->handle->descriptor, &attributes, NULL) < 0 ? errno : 0;
+    }
+    Py_END_CRITICAL_SECTION();
+    if (error != 0) {
+        named_raise(&self->head, error, "mq_setattr", NULL);
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(message_queue_doc,
+"MessageQueue(name, flags=0, mode=0o600, max_messages=10, max_message_size=8192, read=True, write=True)\n--\n\n"
+"A handle on a named queue of messages between processes.\n\n"
+"name: str or bytes, \"/\" and up to 255 bytes without another slash; None, with O_CREX, takes a random unused name.\n"
+"flags: 0 opens what exists, O_CREAT creates what does not, O_CREX only creates; O_NONBLOCK starts with block False.\n"
+"mode: the permissions of a new queue, less the umask.\n"
+"max_messages, max_message_size: of a new queue, in messages and bytes. The system allows an unprivileged user 10 and\n"
+"8192 unless fs.mqueue.msg_max and fs.mqueue.msgsize_max are raised, and RLIMIT_MSGQUEUE bytes in all.\n"
+"read, write: what this handle is for; one of them at least.\n\n"
+"The queue outlives its handles and processes until it is unlinked. Handles may be used from several threads at once,\n"
+"and pickled: that is by name.\n\n"
+"Raises ExistentialError (no such queue, or with O_CREX: it exists), PermissionsError, ValueError (a name or size that\n"
+"cannot be), TypeError, OSError (descriptors, queues or their memory exhausted).\n\n"
+"POSIX.1-2008: mq_open().");
+
+static PyMethodDef message_queue_methods[] = {
+    {"send", (PyCFunction)(void (*)(void))message_queue_send, METH_FASTCALL | METH_KEYWORDS, send_doc},
+    {"receive", (PyCFunction)(void (*)(void))message_queue_receive, METH_FASTCALL | METH_KEYWORDS, receive_doc},
+    {"request_notification", (PyCFunction)(void (*)(void))message_queue_request_notification,
+     METH_FASTCALL | METH_KEYWORDS, request_notification_doc},
+    {"close", message_queue_close, METH_NOARGS, close_doc},
+    {"unlink", message_queue_unlink, METH_NOARGS, unlink_doc},
+    {"fileno", message_queue_fileno, METH_NOARGS, fileno_doc},
+    {"__reduce__", message_queue_reduce, METH_NOARGS, reduce_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef message_queue_getset[] = {
+    {"name", named_get_name, NULL, PyDoc_STR("The name as given to the constructor; str."), NULL},
+    {"mode", named_get_mode, NULL, PyDoc_STR("The permissions as given to the constructor; int."), NULL},
+    {"mqd", message_queue_get_mqd, NULL,
+     PyDoc_STR("The descriptor of the queue, close-on-exec; -1 after close()."), NULL},
+    {"block", message_queue_get_block, message_queue_set_block,
+     PyDoc_STR("Do send() and receive() wait? Shared by all descriptors that come from one open. POSIX.1-2008: "
+               "mq_setattr(), O_NONBLOCK."), NULL},
+    {"max_messages", message_queue_get_max_messages, NULL,
+     PyDoc_STR("How many messages the queue can hold; int."), NULL},
+    {"max_message_size", message_queue_get_max_message_size, NULL,
+     PyDoc_STR("The longest message in bytes; int."), NULL},
+    {"current_messages", message_queue_get_current_messages, NULL,
+     PyDoc_STR("How many messages are in the queue at this instant; int. POSIX.1-2008: mq_getattr()."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot message_queue_slots[] = {
+    {Py_tp_doc, (void *)message_queue_doc},
+    {Py_tp_new, message_queue_new},
+    {Py_tp_init, message_queue_init},
+    {Py_tp_dealloc, message_queue_dealloc},
+    {Py_tp_repr, message_queue_repr},
+    {Py_tp_str, named_str},
+    {Py_tp_methods, message_queue_methods},
+    {Py_tp_getset, message_queue_getset},
+    {0, NULL},
+};
+
+/* Not garbage-collected: see semaphore_spec. (What a callback refers to belongs to the kernel's notification.) */
+PyType_Spec message_queue_spec = {
+    .name = "posix_ipc.MessageQueue",
+    .basicsize = sizeof(MessageQueueObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = message_queue_slots,
+};
+
+#endif

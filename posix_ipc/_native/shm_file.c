@@ -1,0 +1,122 @@
+/* Files of /dev/shm that get their name only when they are complete: whoever finds the name finds a finished object,
+ * and a process that dies on the way leaves nothing. See O_TMPFILE in open(2) and linkat(2). */
+#include "ext.h"
+
+#if MAP_SEMAPHORE_FILES
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* The umask, without the race of setting it to read it; -1 where /proc does not tell. */
+static int
+read_umask(void)
+{
+    char text[512];
+    int descriptor = open("/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) {
+        return -1;
+    }
+    ssize_t length = read(descriptor, text, sizeof(text) - 1);
+    close(descriptor);
+    if (length <= 0) {
+        return -1;
+    }
+    text[length] = '\0';
+    const char *line = strstr(text, "\nUmask:");
+    return line != NULL ? (int)strtol(line + strlen("\nUmask:"), NULL, 8) : -1;
+}
+
+/* Linux before 6.0 forgets the umask for files without a name where the file system has access control lists. */
+static int
+apply_umask(int descriptor, mode_t mode)
+{
+    struct stat status;
+    if ((mode & 077) == 0) {
+        return 0; /* nothing was asked for that a sensible umask withholds */
+    }
+    if (fstat(descriptor, &status) < 0) {
+        return -1;
+    }
+    if ((status.st_mode & 07777) != (mode & 07777)) {
+        return 0; /* it was applied */
+    }
+    int mask = read_umask();
+    if (mask < 0) {
+        errno = ENOSYS;
+        return -1;
+    }
+    return (mode & (mode_t)mask) != 0 ? fchmod(descriptor, mode & ~(mode_t)mask) : 0;
+}
+
+static int
+begin_named(ShmFile *file, mode_t mode)
+{
+    for (int attempt = 0; attempt < 100; attempt++) {
+        unsigned char bits[8];
+        if (getentropy(bits, sizeof(bits)) < 0) {
+            return -1;
+        }
+        int length = snprintf(file->temporary, sizeof(file->temporary), SHM_DIRECTORY ".posix_ipc-");
+        for (size_t i = 0; i < sizeof(bits); i++) {
+            length += snprintf(file->temporary + length, sizeof(file->temporary) - (size_t)length, "%02x", bits[i]);
+        }
+        file->descriptor = open(file->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+        if (file->descriptor >= 0 || errno != EEXIST) {
+            break;
+        }
+    }
+    if (file->descriptor < 0) {
+        file->temporary[0] = '\0';
+        return -1;
+    }
+    return 0;
+}
+
+int
+shm_file_begin(ShmFile *file, mode_t mode)
+{
+    file->temporary[0] = '\0';
+    file->descriptor = open(SHM_DIRECTORY, O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
+    if (file->descriptor < 0) {
+        /* What a file system or a kernel that cannot do it answers. */
+        return errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL ? begin_named(file, mode) : -1;
+    }
+    if (access("/proc/self/fd", X_OK) < 0) { /* without /proc it could not get its name */
+        close(file->descriptor);
+        return begin_named(file, mode);
+    }
+    if (apply_umask(file->descriptor, mode) < 0) {
+        shm_file_end(file);
+        return -1;
+    }
+    return 0;
+}
+
+int
+shm_file_publish(ShmFile *file, const char *path)
+{
+    char source[64];
+    if (file->temporary[0] != '\0') {
+        return linkat(AT_FDCWD, file->temporary, AT_FDCWD, path, 0);
+    }
+    snprintf(source, sizeof(source), "/proc/self/fd/%d", file->descriptor);
+    return linkat(AT_FDCWD, source, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+
+void
+shm_file_end(ShmFile *file)
+{
+    int error = errno;
+    if (file->temporary[0] != '\0') {
+        unlink(file->temporary);
+    }
+    close(file->descriptor);
+    errno = error;
+}
+
+#endif
