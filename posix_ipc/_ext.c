@@ -168,6 +168,9 @@ rebuild(PyObject *module, PyObject *args)
     if (reopen == NULL || args_mode(mode_arg, &mode) < 0 || identity_unpack(packed, &wanted) < 0) {
         return NULL;
     }
+    if (options & ~OPTIONS_ALL) {
+        return PyErr_Format(PyExc_ValueError, "this pickle holds options that no handle has: %d", options);
+    }
     if (identity_check_host(state, &wanted, name) < 0) {
         return NULL;
     }

@@ -267,7 +267,7 @@ void notification_cancel(State *state, PyObject *queue);
 
 /* ---- the types ---- */
 
-enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8 };
+enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8, OPTIONS_ALL = 15 };
 
 extern PyType_Spec semaphore_spec;
 extern PyType_Spec shared_memory_spec;

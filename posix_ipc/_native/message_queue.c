@@ -117,6 +117,16 @@ open_queue(OpenRequest *request)
 }
 
 static int
+check_access(const OpenRequest *request)
+{
+    if (!request->read && !request->write) {
+        PyErr_SetString(PyExc_ValueError, "read and write are both False: one of them must be True");
+        return -1;
+    }
+    return 0;
+}
+
+static int
 check_name(PyObject *name, PyObject *encoded)
 {
     const char *text = PyBytes_AS_STRING(encoded);
@@ -185,11 +195,8 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
     if (args_flags(bound[1], &request.flags) < 0 || args_mode(bound[2], &request.mode) < 0 ||
         args_integer(bound[3], "max_messages", 1, LONG_MAX, &request.max_messages) < 0 ||
         args_integer(bound[4], "max_message_size", 1, LONG_MAX, &request.max_message_size) < 0 ||
-        args_bool(bound[5], "read", &request.read) < 0 || args_bool(bound[6], "write", &request.write) < 0) {
-        goto done;
-    }
-    if (!request.read && !request.write) {
-        PyErr_SetString(PyExc_ValueError, "read and write are both False: one of them must be True");
+        args_bool(bound[5], "read", &request.read) < 0 || args_bool(bound[6], "write", &request.write) < 0 ||
+        check_access(&request) < 0) {
         goto done;
     }
     handle = handle_new();
@@ -234,7 +241,7 @@ message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
     if (args_name(arg, &name, &encoded) < 0) {
         return -1;
     }
-    if (check_name(name, encoded) < 0 || (handle = handle_new()) == NULL) {
+    if (check_access(&request) < 0 || check_name(name, encoded) < 0 || (handle = handle_new()) == NULL) {
         goto error;
     }
     request.name = PyBytes_AS_STRING(encoded);

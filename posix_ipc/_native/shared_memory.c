@@ -67,6 +67,12 @@ install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name
     Py_XDECREF(encoded);
 }
 
+#if defined(__linux__)
+#define NEVER_WAIT O_NONBLOCK /* means nothing for a segment, but somebody may have put a FIFO in its place */
+#else
+#define NEVER_WAIT 0 /* not among the flags that POSIX lets shm_open have */
+#endif
+
 typedef struct {
     const char *name;
     int flags;
@@ -83,7 +89,7 @@ typedef struct {
 static int
 open_or_create(OpenRequest *request)
 {
-    int access = request->read_only ? O_RDONLY : O_RDWR;
+    int access = (request->read_only ? O_RDONLY : O_RDWR) | NEVER_WAIT;
     /* Emptying waits until the new size is known to be possible. */
     int truncate = request->size == 0 ? request->flags & O_TRUNC : 0;
     request->failed = "shm_open";
