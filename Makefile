@@ -1,0 +1,58 @@
+# Everything a developer does here; `make help` lists it. PYTHON=... chooses the interpreter of .venv.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
+
+# Stamps. The package waits for psutil alone, so that `make demo` is quick; each extra comes on top of it.
+venv := $(VENV)/.made-by-$(subst /,-,$(PYTHON))
+package := $(VENV)/.package
+test-extra := $(VENV)/.extra-test
+dev-extra := $(VENV)/.extra-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint build bench test-pythons clean
+
+help: ## Explain every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(package) ## Count the words of a real corpus in parallel (examples/wordcount.py)
+	$(VENV_PYTHON) examples/wordcount.py
+
+test: $(package) $(test-extra) ## Run the test suite on all processors
+	$(VENV_PYTHON) -m pytest -n auto
+
+lint: $(package) $(dev-extra) ## Check style and types, the stub against the module, and the C code for warnings
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/stubtest posix_ipc
+	POSIX_IPC_DEVELOP=1 $(VENV_PYTHON) setup.py --quiet build_ext --force --build-temp build/lint --build-lib build/lint
+	POSIX_IPC_DEVELOP=1 POSIX_IPC_PORTABLE=1 $(VENV_PYTHON) setup.py --quiet build_ext --force --build-temp build/lint --build-lib build/lint
+
+build: $(package) $(test-extra) ## Build the source distribution and, from it, the wheel into dist/
+	$(VENV_PYTHON) -m build
+
+bench: $(package) $(dev-extra) ## Measure against the standard library, posix_ipc 1.3.2 and plain C
+	$(VENV_PYTHON) -m benchmarks
+
+test-pythons: $(package) $(test-extra) ## Run the suite under every supported Python found on this system
+	$(VENV_PYTHON) tools/test-pythons
+
+clean: ## Remove everything made here, .venv included
+	rm -rf $(VENV) build dist *.egg-info .*_cache posix_ipc/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(venv):
+	@tools/preflight $(PYTHON)
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(package): $(venv) pyproject.toml setup.py $(wildcard posix_ipc/*.c posix_ipc/_native/*)
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+# The package is there already, so this installs no more than what the extra names.
+$(VENV)/.extra-%: pyproject.toml | $(package)
+	$(PIP_INSTALL) 'posix_ipc[$*]'
+	@touch $@
