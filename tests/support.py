@@ -1,0 +1,446 @@
+"""What several test files need: names, the kinds of object, C peers, children with a deadline, waiting for events."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import platform
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import posix_ipc
+
+SKIPPED = 77  # the status of a child that cannot run here
+
+TESTS = Path(__file__).resolve().parent
+PACKAGE_PARENT = Path(posix_ipc.__file__).resolve().parent.parent
+
+# Small: all queues of a user share one budget (RLIMIT_MSGQUEUE), and other runs of the suite draw on it too.
+SMALL_QUEUE = {"max_messages": 2, "max_message_size": 64}
+
+# ---- names ----
+
+# Every name handed out since the running test began; conftest.py looks for what is left of them.
+names_handed_out = []
+
+
+def unique_name():
+    """Return a legal name nobody else uses, short enough to be extended by a test."""
+    name = f"/pi-{os.getpid()}-{secrets.token_hex(6)}"
+    names_handed_out.append(name)
+    return name
+
+
+# ---- what a C program does with the same objects ----
+
+
+class CLibrary:
+    """The C library's own functions on named objects; a failure is an OSError."""
+
+    class QueueAttributes(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_long) for name in ("flags", "maxmsg", "msgsize", "curmsgs", "r1", "r2", "r3", "r4")]
+
+    def __init__(self):
+        library = ctypes.CDLL(None, use_errno=True)
+        c_int, c_uint, c_char_p, c_size_t, c_void_p = (
+            ctypes.c_int, ctypes.c_uint, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p,
+        )  # fmt: skip
+        for name, result, *arguments in (
+            ("sem_open", c_void_p, c_char_p, c_int, c_uint, c_uint),
+            ("sem_post", c_int, c_void_p),
+            ("sem_wait", c_int, c_void_p),
+            ("sem_trywait", c_int, c_void_p),
+            ("sem_getvalue", c_int, c_void_p, ctypes.POINTER(c_int)),
+            ("sem_close", c_int, c_void_p),
+            ("sem_unlink", c_int, c_char_p),
+            ("shm_open", c_int, c_char_p, c_int, c_uint),
+            ("shm_unlink", c_int, c_char_p),
+            ("mq_open", c_int, c_char_p, c_int, c_uint, ctypes.POINTER(self.QueueAttributes)),
+            ("mq_send", c_int, c_int, c_char_p, c_size_t, c_uint),
+            ("mq_receive", ctypes.c_ssize_t, c_int, c_char_p, c_size_t, ctypes.POINTER(c_uint)),
+            ("mq_getattr", c_int, c_int, ctypes.POINTER(self.QueueAttributes)),
+            ("mq_unlink", c_int, c_char_p),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes, function.errcheck = result, arguments, self._check
+            setattr(self, name, function)
+
+    @staticmethod
+    def _check(result, function, arguments):
+        if result in (-1, None):  # None: sem_open's null pointer, SEM_FAILED
+            number = ctypes.get_errno()
+            raise OSError(number, f"{function.__name__}: {os.strerror(number)}", arguments[0])
+        return result
+
+    def semaphore_value(self, semaphore):
+        value = ctypes.c_int()
+        self.sem_getvalue(semaphore, value)
+        return value.value
+
+    def receive(self, queue, size):
+        """Return (message, priority)."""
+        buffer, priority = ctypes.create_string_buffer(size), ctypes.c_uint()
+        length = self.mq_receive(queue, buffer, size, priority)
+        return buffer.raw[:length], priority.value
+
+
+libc = CLibrary()
+
+
+# ---- the three kinds of object ----
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One of the three types, with what differs between them where a test is about all of them."""
+
+    type: type
+    options: dict  # for a small new object
+    close: str  # the name of the method
+    unlink: object  # the function of the module
+    path: str  # of the object's file; empty for queues, which have none without a mount
+    peer_unlink: object
+
+    def create(self, name, flags=posix_ipc.O_CREX, **options):
+        return self.type(name, flags, **{**self.options, **options})
+
+    def close_handle(self, handle):
+        getattr(handle, self.close)()
+
+    def file_of(self, name):
+        return self.path + os.fsdecode(name).lstrip("/")
+
+    def exists(self, name):
+        """Ask the system, not the module under test."""
+        if self.path:
+            return os.path.lexists(self.file_of(name))
+        try:
+            os.close(libc.mq_open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK, 0, None))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, name):
+        """Unlink, whether it exists or not, behind the back of the module under test."""
+        try:
+            self.peer_unlink(os.fsencode(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+
+SEMAPHORE = Kind(posix_ipc.Semaphore, {}, "close", posix_ipc.unlink_semaphore, "/dev/shm/sem.", libc.sem_unlink)
+SHARED_MEMORY = Kind(
+    posix_ipc.SharedMemory, {"size": 64}, "close_fd", posix_ipc.unlink_shared_memory, "/dev/shm/", libc.shm_unlink
+)
+MESSAGE_QUEUE = Kind(posix_ipc.MessageQueue, SMALL_QUEUE, "close", posix_ipc.unlink_message_queue, "", libc.mq_unlink)
+KINDS = (SEMAPHORE, SHARED_MEMORY, MESSAGE_QUEUE)
+
+
+def semaphore_waiters(name):
+    """Return how many threads of all processes wait on the semaphore: the upper half of glibc's 64-bit counter."""
+    with open(SEMAPHORE.file_of(name), "rb") as file:
+        return int.from_bytes(file.read(8), sys.byteorder) >> 32
+
+
+# ---- children ----
+
+
+def _command(code, args):
+    return [sys.executable, "-X", "faulthandler", "-c", code, *map(str, args)]
+
+
+def _environment(env):
+    path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), str(TESTS), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **(env or {})}
+
+
+def run_python(code, *args, timeout=60, env=None, check=True, prefix=()):
+    """Run `code` in a new interpreter, which finds the same package and this file.
+
+    `env` is added to the environment; `prefix` is a command that runs the interpreter. With `check` a status other
+    than 0, death by a signal among them, fails the calling test with what the child printed. A child that is not done
+    within `timeout` seconds is killed.
+    """
+    child = subprocess.run(
+        [*prefix, *_command(code, args)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=timeout,
+        env=_environment(env),
+    )
+    if check:
+        check_status(child.returncode, child.stdout, child.stderr)
+    return child
+
+
+def run_function(function, *args, prefix=(), timeout=60, env=None):
+    """Run a function of a test file in a new interpreter, with arguments that repr() can write; return what it printed.
+
+    Dying, an exception and not coming to an end fail the calling test, the last with the stacks of all threads; with
+    the status SKIPPED the child skips it.
+    """
+    code = (
+        "import ast, faulthandler, importlib, sys\n"
+        "faulthandler.dump_traceback_later(float(sys.argv[3]), exit=True)\n"
+        "function = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])\n"
+        "function(*map(ast.literal_eval, sys.argv[4:]))\n"
+    )
+    where = function.__module__, function.__name__, timeout - 10
+    child = run_python(code, *where, *map(repr, args), prefix=prefix, timeout=timeout, env=env, check=False)
+    if child.returncode == SKIPPED:
+        pytest.skip(child.stderr.strip())
+    check_status(child.returncode, child.stdout, child.stderr)
+    return child.stdout
+
+
+def skip(reason):
+    """In a child of run_function: skip the test."""
+    sys.stderr.write(f"{reason}\n")
+    sys.stderr.flush()
+    os._exit(SKIPPED)
+
+
+@functools.cache
+def private_ipc():
+    """Return a command that runs another one with /dev/shm and queues of its own; None where that is barred."""
+    for unshare in (["unshare", "-mi"], ["unshare", "-rmi"]):
+        prefix = [*unshare, "sh", "-c", 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$0" "$@"']
+        with contextlib.suppress(FileNotFoundError):
+            if subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+                return prefix
+    return None
+
+
+@contextlib.contextmanager
+def start_python(code, *args, env=None):
+    """Start `code` as run_python does, with pipes to its standard streams; killed if it still runs at the end."""
+    with subprocess.Popen(
+        _command(code, args),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(env),
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def finish(child, timeout=60):
+    """Wait for a child of start_python to end well; return what it printed since."""
+    stdout, stderr = child.communicate(timeout=timeout)
+    check_status(child.returncode, stdout, stderr)
+    return stdout
+
+
+def check_status(returncode, stdout, stderr):
+    if returncode != 0:
+        end = signal.Signals(-returncode).name if returncode < 0 else f"status {returncode}"
+        raise AssertionError(f"the child ended with {end}\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
+
+
+def wait_until_ready(child):
+    """Wait for the line "ready" from a child of start_python."""
+    line = child.stdout.readline()
+    if line != "ready\n":
+        raise AssertionError(f"the child said {line!r}\n--- stderr\n{child.stderr.read()}")
+
+
+def wait_until_blocked(child):
+    """Wait until a single-threaded child sleeps in a system call; return the call's number and its arguments."""
+
+    def blocked():
+        if child.poll() is not None:
+            raise AssertionError(f"the child ended before it blocked\n--- stderr\n{child.stderr.read()}")
+        words = Path(f"/proc/{child.pid}/syscall").read_text().split()
+        return len(words) > 7 and [int(words[0]), *(int(word, 16) for word in words[1:7])]
+
+    number, *arguments = wait_until(blocked)
+    return number, arguments
+
+
+# ---- waiting and counting ----
+
+
+def wait_until(predicate, timeout=30):
+    """Return the first true value of `predicate()`; fail when there is none within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    pause = 0.0005
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {predicate!r}")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
+
+
+def open_fds():
+    """Return {descriptor: what it leads to} of this process."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+    return found
+
+
+def threads():
+    """Return the kernel's ids of this process's threads, those unknown to Python among them."""
+    return set(os.listdir("/proc/self/task"))
+
+
+def mappings(inode):
+    """Return the lines of /proc/self/maps about a file, which may have lost its name."""
+    with open("/proc/self/maps") as maps:
+        return [line for line in maps if line.split()[4] == str(inode)]
+
+
+# ---- calls that wait ----
+
+
+class BlockingCall(NamedTuple):
+    """A call that waits on a handle which `prepare` has made ready for it, until `unblock` lets one such call go on."""
+
+    kind: Kind
+    prepare: object
+    call: object
+    unblock: object
+
+
+def _fill(queue):
+    for _ in range(queue.max_messages):
+        queue.send(b"filling")
+
+
+def _blocking_calls():
+    nothing = lambda handle: None  # noqa: E731
+    release, send, receive = (
+        lambda semaphore: semaphore.release(),
+        lambda queue: queue.send(b"awaited"),
+        lambda queue: queue.receive(60),
+    )
+    return {
+        "acquire()": BlockingCall(SEMAPHORE, nothing, lambda semaphore: semaphore.acquire(), release),
+        "acquire(60)": BlockingCall(SEMAPHORE, nothing, lambda semaphore: semaphore.acquire(60), release),
+        "with": BlockingCall(SEMAPHORE, nothing, lambda semaphore: semaphore.__enter__(), release),
+        "receive()": BlockingCall(MESSAGE_QUEUE, nothing, lambda queue: queue.receive(), send),
+        "receive(60)": BlockingCall(MESSAGE_QUEUE, nothing, lambda queue: queue.receive(60), send),
+        "send()": BlockingCall(MESSAGE_QUEUE, _fill, lambda queue: queue.send(b"waiting"), receive),
+        "send(60)": BlockingCall(MESSAGE_QUEUE, _fill, lambda queue: queue.send(b"waiting", 60), receive),
+    }
+
+
+BLOCKING_CALLS = _blocking_calls()
+
+# System calls by number: first those of x86_64, then those that all younger architectures share.
+_FUTEX, *_QUEUE_WAITS = (202, 7, 271, 242, 243) if platform.machine() == "x86_64" else (98, 73, 73, 182, 183)
+
+
+def is_blocked(thread):
+    """Does a thread of this process sleep in a call of BLOCKING_CALLS, and not, say, for the interpreter lock?"""
+    words = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()
+    if not words[0].isdigit():  # it runs
+        return False
+    if int(words[0]) == _FUTEX:
+        return _is_in_shared_memory(int(words[1], 16))
+    return int(words[0]) in _QUEUE_WAITS  # poll, ppoll, mq_timedsend, mq_timedreceive
+
+
+def _is_in_shared_memory(address):
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            if start <= address < end:
+                return " /dev/shm/" in line
+    return False
+
+
+class Waiter(threading.Thread):
+    """A thread that makes a blocking call; it is known to wait when the constructor returns."""
+
+    def __init__(self, call, handle):
+        super().__init__(daemon=True)
+        self._call, self._handle = call, handle
+        self.result = self.error = None
+        self.start()
+        wait_until(self._is_blocked)
+
+    def _is_blocked(self):
+        try:
+            return is_blocked(self)
+        except FileNotFoundError:
+            raise AssertionError(f"the call did not wait: {self.result!r}, {self.error!r}") from self.error
+
+    def run(self):
+        try:
+            self.result = self._call(self._handle)
+        except BaseException as error:  # it is the outcome
+            self.error = error
+
+    def outcome(self):
+        """Wait for the call to end; return the exception it raised, None if it did not."""
+        self.join(30)
+        if self.is_alive():
+            raise AssertionError("the call still waits")
+        return self.error
+
+
+# ---- namespaces ----
+
+CLONE_NEWNS, CLONE_NEWIPC = 0x00020000, 0x08000000
+_MS_REC, _MS_PRIVATE = 16384, 1 << 18
+
+
+def _checked(result, call):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def enter_new_namespaces(flags):
+    """In a child of run_function: leave the mounts (CLONE_NEWNS) or the queues (CLONE_NEWIPC) of all others.
+
+    The test is skipped where that is not allowed.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        _checked(library.unshare(flags), "unshare")
+    except OSError as error:
+        skip(error)
+    if flags & CLONE_NEWNS:
+        # Nothing that is mounted from here on may reach the others. After a chroot "/" is not always a mount point.
+        if library.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) < 0:
+            _checked(library.mount(None, b"/dev/shm", None, _MS_REC | _MS_PRIVATE, None), "mount")
+
+
+def mount_shm(options=""):
+    """After enter_new_namespaces(CLONE_NEWNS): put an empty file system over /dev/shm."""
+    library = ctypes.CDLL(None, use_errno=True)
+    _checked(library.mount(b"none", b"/dev/shm", b"tmpfs", 0, options.encode()), "mount")
+
+
+def become_nobody():
+    """In a child of run_function: give up the rights of root, for good; the test is skipped for other users."""
+    if os.getuid() != 0:
+        skip("only root can become another user")
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+NOBODY = 65534
