@@ -183,10 +183,23 @@ args_bool(PyObject *arg, const char *what, bool *out)
 /* ---- timeouts ---- */
 
 static int
-refuse_timeout(PyObject *arg)
+refuse_timeout(PyObject *arg, const char *negative)
 {
-    PyErr_Format(PyExc_TypeError, "timeout must be None or a number of seconds that is not negative, not %R", arg);
+    PyErr_Format(PyExc_TypeError, "timeout must be None or a number of seconds that is not negative, not a %s%.100s",
+                 negative, Py_TYPE(arg)->tp_name);
     return -1;
+}
+
+/* Of a number that is too large for a double: infinity with its sign. */
+static int
+infinite_seconds(PyObject *arg, double *seconds)
+{
+    PyErr_Clear();
+    PyObject *zero = PyLong_FromLong(0);
+    int negative = zero != NULL ? PyObject_RichCompareBool(arg, zero, Py_LT) : -1;
+    Py_XDECREF(zero);
+    *seconds = negative ? -Py_HUGE_VAL : Py_HUGE_VAL;
+    return negative < 0 ? -1 : 0;
 }
 
 /* Seconds as a double; infinity for an int that is too large for anything. */
@@ -207,9 +220,9 @@ timeout_seconds(PyObject *arg, double *seconds)
     if (*seconds == -1.0 && PyErr_Occurred()) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
-            refuse_timeout(arg);
+            refuse_timeout(arg, "");
         }
-        return -1;
+        return PyErr_ExceptionMatches(PyExc_OverflowError) ? infinite_seconds(arg, seconds) : -1;
     }
     return 0;
 }
@@ -233,7 +246,7 @@ args_timeout(PyObject *arg, int64_t *nanoseconds)
         return -1;
     }
     if (seconds < 0) {
-        return refuse_timeout(arg);
+        return refuse_timeout(arg, "negative ");
     }
     /* 100 years: far enough from the end of a 64-bit count of nanoseconds to be added to any clock's reading. */
     const double limit = 100.0 * 366 * 24 * 3600;

@@ -65,10 +65,10 @@ done:
 }
 
 PyObject *
-raise_os_error(int error, PyObject *name, const char *message)
+raise_os_error(int error, PyObject *name, PyObject *message)
 {
-    PyObject *exception = name != NULL ? PyObject_CallFunction(PyExc_OSError, "isO", error, message, name)
-                                       : PyObject_CallFunction(PyExc_OSError, "is", error, message);
+    PyObject *exception = name != NULL ? PyObject_CallFunction(PyExc_OSError, "iOO", error, message, name)
+                                       : PyObject_CallFunction(PyExc_OSError, "iO", error, message);
     if (exception != NULL) { /* of the subclass that belongs to the errno */
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
@@ -106,10 +106,7 @@ raise_errno(State *state, int error, const char *call, PyObject *name, const cha
     }
     PyObject *type = error_type(state, error);
     if (type == PyExc_OSError) {
-        const char *utf8 = PyUnicode_AsUTF8(message);
-        if (utf8 != NULL) {
-            raise_os_error(error, name, utf8);
-        }
+        raise_os_error(error, name, message);
     }
     else if (type == PyExc_ValueError) {
         PyErr_SetObject(type, message);
@@ -144,7 +141,8 @@ raise_closed(State *state, const char *call, PyObject *name)
     return raise_error(state->ExistentialError, EBADF, name, "%s(%R): this handle is closed", call, name);
 }
 
-PyObject *
+/* The exception that is set, which is not set any more. */
+static PyObject *
 exception_take(void)
 {
 #if PY_VERSION_HEX >= 0x030C0000

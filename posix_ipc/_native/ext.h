@@ -2,7 +2,7 @@
  *
  * Locking. Every field of a handle that can change after construction is read and written inside the handle's critical
  * section (free-threaded build) or under the interpreter lock (all other builds; there the macros below expand to
- * nothing). No section contains a call that can run Python code or wait, so sections never nest.
+ * a block). No section contains a call that can run Python code or wait, so sections never nest.
  */
 #ifndef POSIX_IPC_EXT_H
 #define POSIX_IPC_EXT_H
@@ -109,6 +109,8 @@ typedef enum { KIND_SEMAPHORE, KIND_SHARED_MEMORY, KIND_MESSAGE_QUEUE } Kind;
 void identity_read_boot_id(uint8_t boot_id[16]);
 /* 0, or -1 with errno. The boot id is not filled in. */
 int identity_facts(int descriptor, FileFacts *facts);
+/* The same of the segment that has this name, without opening it. */
+int identity_of_segment(const char *name, FileFacts *facts);
 uint64_t identity_ipc_namespace(void);
 bool identity_same_object(const Identity *a, const Identity *b);
 /* Does `descriptor` still lead to the object? (Its number may have been closed and handed out again.) */
@@ -129,14 +131,12 @@ PyObject *raise_errno(State *state, int error, const char *call, PyObject *name,
 /* Raises `type` (a posix_ipc.Error) with its attributes errno (0: None) and name. Always returns NULL. */
 PyObject *raise_error(PyObject *type, int error, PyObject *name, const char *format, ...);
 /* Raises OSError, or its subclass for this errno, with filename `name` unless that is NULL. Always returns NULL. */
-PyObject *raise_os_error(int error, PyObject *name, const char *message);
+PyObject *raise_os_error(int error, PyObject *name, PyObject *message);
 /* Raises ExistentialError for a handle that is closed, or was never opened (name is NULL). Always returns NULL. */
 PyObject *raise_closed(State *state, const char *call, PyObject *name);
 /* After EINTR: runs the Python signal handlers, then raises SignalError, with what a handler raised as its cause;
  * KeyboardInterrupt, SystemExit and their like pass through as they are. Always returns NULL. */
 PyObject *raise_interrupted(State *state, const char *call, PyObject *name);
-/* Makes the exception that is set the cause of the one that replaces it. */
-PyObject *exception_take(void);
 
 /* ---- limits.c: which limit of the system did a call run into ---- */
 
@@ -153,8 +153,6 @@ typedef struct {
     int required;
     const char *const *names;
 } Signature;
-
-#define MAX_ARGUMENTS 8
 
 /* METH_FASTCALL | METH_KEYWORDS: borrowed references, NULL where an argument was not given. */
 int args_bind(const Signature *signature, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
@@ -209,21 +207,25 @@ PyObject *named_repr(NamedObject *self, const char *type, PyObject *rest);
 PyObject *named_raise(NamedObject *self, int error, const char *call, const char *reason);
 
 /* What a blocking call holds on to outside the critical section. `close` takes it away from its object at once; it
- * goes when the last call that waits on it has left. All three functions are called inside the section. */
-typedef struct {
-    unsigned users; /* calls that wait on it now */
-    pid_t pid;      /* whose calls: after a fork the parent's waiting threads do not exist in the child */
+ * goes when the last call that uses it has left. */
+typedef struct Handle {
+    void (*release)(struct Handle *); /* closes what it holds, not the memory */
+    unsigned users;                   /* calls that use it now */
+    pid_t pid;                        /* whose calls: after a fork the parent's waiting threads are not in the child */
     bool closed;
-    union {
-        sem_t *semaphore;
-        int descriptor;
-    };
+    bool keep_open; /* the caller may go on using the descriptor */
+    sem_t *semaphore;
+    int descriptor;
+    Identity identity;
 } Handle;
 
-Handle *handle_new(void);
+Handle *handle_new(void (*release)(Handle *)); /* for a kernel object that is yet to be opened: free it with PyMem_Free */
+void handle_free(Handle *handle);
+/* Inside the critical section: */
 void handle_pin(Handle *handle);
-bool handle_unpin(Handle *handle); /* true: closed meanwhile, and the caller was its last user, who frees it */
 bool handle_close(Handle *handle); /* true: nobody uses it, the caller frees it */
+/* Outside: ends a pin, and frees a handle that was closed meanwhile. */
+void handle_unpin(NamedObject *self, Handle *handle);
 
 /* ---- clock.c: waiting on clocks ---- */
 
@@ -247,23 +249,48 @@ void shm_file_end(ShmFile *file);
 
 /* ---- semaphore_file.c: a named semaphore in memory ---- */
 
-/* 0, or an errno. EILSEQ: the file is too short, or no file at all; touching it would be a SIGBUS. */
-int semaphore_file_open(const char *name, sem_t **semaphore, Identity *identity);
-int semaphore_file_create(const char *name, mode_t mode, unsigned value, sem_t **semaphore, Identity *identity);
+/* Return 0 or an errno. EILSEQ: the file is too short, or no file at all; touching it would be a SIGBUS. */
+typedef struct {
+    sem_t *semaphore;
+    Identity identity;
+    const char *failed; /* the call that did */
+} OpenedSemaphore;
+
+int semaphore_file_open(const char *name, OpenedSemaphore *opened);
+int semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened);
 void semaphore_file_close(sem_t *semaphore);
 
 /* ---- notification.c: callbacks of message queues ---- */
 
+/* What a callback needs. Dropping it may run Python code. */
+typedef struct {
+    PyObject *queue;
+    PyObject *callback;
+    PyObject *param;
+} References;
+
+void references_drop(References *references);
 /* The registry of this interpreter's callbacks; NULL with an exception set. */
 Notifier *notifier_new(void);
 void notifier_release(Notifier *notifier);
 /* The interpreter is about to end: no callback begins after this. */
 void notifier_stop(State *state);
 /* Asks the kernel to tell when a message arrives in the empty queue; `callback(param)` then runs once in a thread of
- * its own. Keeps `queue` alive until it has run or is cancelled. 0, or -1 with an exception set. */
-int notification_arm(State *state, PyObject *queue, int mqd, PyObject *name, PyObject *callback, PyObject *param);
-/* From now on the callbacks armed through `queue` do not run. The kernel is not told: that is mq_notify's work. */
-void notification_cancel(State *state, PyObject *queue);
+ * its own. Keeps `queue` alive until it has run or is cancelled. 0, or -1 with an exception set; what it replaced is the
+ * caller's to drop. */
+int notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *name,
+                     PyObject *callback, PyObject *param, References *replaced);
+/* The same for a signal, or (NULL) for nothing. 0 or an errno. */
+struct sigevent;
+int notification_replace(State *state, int mqd, const Identity *queue, const struct sigevent *event,
+                         References *replaced);
+/* The callback that was armed through this handle, if any, does not run any more; -1: the queue is closed. */
+void notification_cancel(State *state, PyObject *queue, int mqd, References *cancelled);
+
+/* message_queue.c: for the thread of a notification. */
+Handle *message_queue_pin(PyObject *queue, int *descriptor); /* NULL: closed */
+void message_queue_unpin(PyObject *queue, Handle *handle);
+void message_queue_cancel(State *state, PyObject *queue);
 
 /* ---- the types ---- */
 

@@ -155,7 +155,7 @@ unlink_by_name(State *state, PyObject *arg, const char *call, int (*function)(co
 
 /* ---- pickling ---- */
 
-/* What pickle restores behind the constructor: the __dict__, the __slots__, or what a subclass says. */
+/* What pickle restores behind the constructor: the __dict__, the __slots__ (not on 3.10), or what a subclass says. */
 static PyObject *
 pickled_state(PyObject *self)
 {
@@ -197,6 +197,11 @@ named_reduce(NamedObject *self, Kind kind, int options)
     if (name == NULL) {
         return raise_closed(state, "__reduce__", NULL);
     }
+    if (state->rebuild == NULL) {
+        Py_DECREF(name);
+        PyErr_SetString(PyExc_RuntimeError, "the interpreter is ending: nothing can be pickled any more");
+        return NULL;
+    }
     identity = identity_pack(state, &raw, kind);
     extra = identity != NULL ? pickled_state((PyObject *)self) : NULL;
     if (extra != NULL) {
@@ -215,13 +220,22 @@ named_reduce(NamedObject *self, Kind kind, int options)
 /* ---- the pin ---- */
 
 Handle *
-handle_new(void)
+handle_new(void (*release)(Handle *))
 {
     Handle *handle = PyMem_Calloc(1, sizeof(Handle));
     if (handle == NULL) {
         PyErr_NoMemory();
+        return NULL;
     }
+    handle->release = release;
     return handle;
+}
+
+void
+handle_free(Handle *handle)
+{
+    handle->release(handle);
+    PyMem_Free(handle);
 }
 
 /* A fork leaves the threads of the parent behind, but not their count. */
@@ -243,14 +257,6 @@ handle_pin(Handle *handle)
 }
 
 bool
-handle_unpin(Handle *handle)
-{
-    /* The pid is that of handle_pin: a child of a fork begins with the forking thread alone, which waits nowhere. */
-    handle->users--;
-    return handle->closed && handle->users == 0;
-}
-
-bool
 handle_close(Handle *handle)
 {
     handle->closed = true;
@@ -258,4 +264,18 @@ handle_close(Handle *handle)
         forget_other_process(handle);
     }
     return handle->users == 0;
+}
+
+void
+handle_unpin(NamedObject *self, Handle *handle)
+{
+    bool last;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    /* The process is that of handle_pin: between the two no Python code runs, so nobody forks in this thread. */
+    handle->users--;
+    last = handle->closed && handle->users == 0;
+    Py_END_CRITICAL_SECTION();
+    if (last) {
+        handle_free(handle);
+    }
 }

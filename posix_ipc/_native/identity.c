@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #if defined(__linux__)
@@ -40,10 +41,10 @@ identity_read_boot_id(uint8_t boot_id[16])
 }
 
 static int
-facts_by_fstat(int descriptor, FileFacts *facts)
+facts_by_stat(int descriptor, const char *path, int flags, FileFacts *facts)
 {
     struct stat status;
-    if (fstat(descriptor, &status) < 0) {
+    if ((path[0] == '\0' ? fstat(descriptor, &status) : fstatat(descriptor, path, &status, flags)) < 0) {
         return -1;
     }
     memset(facts, 0, sizeof(*facts));
@@ -54,12 +55,13 @@ facts_by_fstat(int descriptor, FileFacts *facts)
     return 0;
 }
 
-int
-identity_facts(int descriptor, FileFacts *facts)
+/* Of the path, or if that is empty, of the descriptor. */
+static int
+read_facts(int descriptor, const char *path, int flags, FileFacts *facts)
 {
 #if defined(STATX_BTIME)
     struct statx status;
-    if (statx(descriptor, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &status) == 0) {
+    if (statx(descriptor, path, flags, STATX_BASIC_STATS | STATX_BTIME, &status) == 0) {
         memset(facts, 0, sizeof(*facts));
         facts->identity.device = (uint64_t)makedev(status.stx_dev_major, status.stx_dev_minor);
         facts->identity.inode = status.stx_ino;
@@ -74,7 +76,27 @@ identity_facts(int descriptor, FileFacts *facts)
         return -1;
     }
 #endif
-    return facts_by_fstat(descriptor, facts);
+    return facts_by_stat(descriptor, path, flags, facts);
+}
+
+#if defined(AT_EMPTY_PATH)
+#define OF_DESCRIPTOR AT_EMPTY_PATH
+#else
+#define OF_DESCRIPTOR 0
+#endif
+
+int
+identity_facts(int descriptor, FileFacts *facts)
+{
+    return read_facts(descriptor, "", OF_DESCRIPTOR, facts);
+}
+
+int
+identity_of_segment(const char *name, FileFacts *facts)
+{
+    char path[SHM_PATH_SIZE];
+    snprintf(path, sizeof(path), SHM_DIRECTORY "%s", name + strspn(name, "/"));
+    return read_facts(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, facts);
 }
 
 uint64_t

@@ -25,22 +25,26 @@ describe_resource(char *text, size_t size, int resource, const char *unit)
     }
 }
 
-/* The number in a file of /proc/sys; -1 where it cannot be read. */
-static long
+typedef struct {
+    char text[32];
+} Sysctl;
+
+/* The number in a file of /proc/sys, in words. */
+static Sysctl
 read_sysctl(const char *path)
 {
-    char text[32];
+    Sysctl value = {"unknown"};
     int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0) {
-        return -1;
+    if (descriptor >= 0) {
+        char text[sizeof(value.text)];
+        ssize_t length = read(descriptor, text, sizeof(text) - 1);
+        close(descriptor);
+        if (length > 0) {
+            text[length] = '\0';
+            snprintf(value.text, sizeof(value.text), "%.*s", (int)strcspn(text, "\n"), text);
+        }
     }
-    ssize_t length = read(descriptor, text, sizeof(text) - 1);
-    close(descriptor);
-    if (length <= 0) {
-        return -1;
-    }
-    text[length] = '\0';
-    return strtol(text, NULL, 10);
+    return value;
 }
 
 /* Is there no descriptor left in this process? */
@@ -76,13 +80,13 @@ limit_describe(char *text, size_t size, const char *call, int error)
                  " close some, or raise it with 'ulimit -n' or limits.conf)", value);
         return;
     case ENFILE:
-        snprintf(text, size, " (fs.file-max is %ld descriptors for the whole system, set with sysctl)",
-                 read_sysctl("/proc/sys/fs/file-max"));
+        snprintf(text, size, " (fs.file-max is %s descriptors for the whole system, set with sysctl)",
+                 read_sysctl("/proc/sys/fs/file-max").text);
         return;
     case ENOSPC:
         if (queue) {
-            snprintf(text, size, " (fs.mqueue.queues_max is %ld queues, set with sysctl)",
-                     read_sysctl("/proc/sys/fs/mqueue/queues_max"));
+            snprintf(text, size, " (fs.mqueue.queues_max is %s queues, set with sysctl)",
+                     read_sysctl("/proc/sys/fs/mqueue/queues_max").text);
         }
         else {
             struct statvfs facts;
@@ -99,12 +103,17 @@ limit_describe(char *text, size_t size, const char *call, int error)
         return;
     case ENOMEM:
         describe_resource(value, sizeof(value), RLIMIT_AS, " bytes");
-        snprintf(text, size, " (RLIMIT_AS is %s for this process, set with 'ulimit -v')", value);
+        snprintf(text, size, " (RLIMIT_AS is %s for this process, set with 'ulimit -v';"
+                 " vm.max_map_count is %s mappings, set with sysctl)", value,
+                 read_sysctl("/proc/sys/vm/max_map_count").text);
         return;
     case ENAMETOOLONG:
         snprintf(text, size, " (at most %d bytes)", (int)NAME_MAX - (strncmp(call, "sem_", 4) == 0 ? 4 : 0));
         return;
     case EOVERFLOW:
+        if (strncmp(call, "sem_", 4) != 0) {
+            return;
+        }
         snprintf(text, size, " (SEMAPHORE_VALUE_MAX is %ld)", (long)SEMAPHORE_VALUE_LIMIT);
         return;
     default:
@@ -115,8 +124,8 @@ limit_describe(char *text, size_t size, const char *call, int error)
 void
 limit_describe_queue(char *text, size_t size, long max_messages, long max_message_size)
 {
-    snprintf(text, size, "Invalid argument (max_messages is %ld, fs.mqueue.msg_max allows %ld;"
-             " max_message_size is %ld bytes, fs.mqueue.msgsize_max allows %ld; both are set with sysctl)",
-             max_messages, read_sysctl("/proc/sys/fs/mqueue/msg_max"), max_message_size,
-             read_sysctl("/proc/sys/fs/mqueue/msgsize_max"));
+    snprintf(text, size, "Invalid argument (max_messages is %ld, fs.mqueue.msg_max allows %s;"
+             " max_message_size is %ld bytes, fs.mqueue.msgsize_max allows %s; both are set with sysctl)",
+             max_messages, read_sysctl("/proc/sys/fs/mqueue/msg_max").text, max_message_size,
+             read_sysctl("/proc/sys/fs/mqueue/msgsize_max").text);
 }

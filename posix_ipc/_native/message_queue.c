@@ -29,21 +29,12 @@ message_queue_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UN
     return type->tp_alloc(type, 0); /* arguments are the concern of __init__: see semaphore_new */
 }
 
+/* Not what became a stranger's because somebody closed the descriptor behind our back. */
 static void
-free_handle(Handle *handle)
+release_handle(Handle *handle)
 {
-    if (handle->descriptor >= 0) {
+    if (!handle->keep_open && identity_leads_to(handle->descriptor, &handle->identity)) {
         mq_close(handle->descriptor);
-    }
-    PyMem_Free(handle);
-}
-
-/* Before a handle goes that nobody closed: its descriptor stays open or goes with it, as in shared_memory.c. */
-static void
-spare_descriptor(MessageQueueObject *self, Handle *handle)
-{
-    if (!self->head.owned || !identity_leads_to(handle->descriptor, &self->head.identity)) {
-        handle->descriptor = -1;
     }
 }
 
@@ -53,25 +44,13 @@ message_queue_dealloc(PyObject *op)
     MessageQueueObject *self = (MessageQueueObject *)op;
     PyTypeObject *type = Py_TYPE(op);
     if (self->handle != NULL) {
-        spare_descriptor(self, self->handle);
-        free_handle(self->handle);
+        self->handle->keep_open = !self->head.owned; /* a constructor's descriptor is the caller's: see shared_memory.c */
+        handle_free(self->handle);
     }
     Py_CLEAR(self->spare);
     named_clear(&self->head);
     type->tp_free(op);
     Py_DECREF(type);
-}
-
-static void
-unpin(MessageQueueObject *self, Handle *handle)
-{
-    bool last;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    last = handle_unpin(handle);
-    Py_END_CRITICAL_SECTION();
-    if (last) {
-        free_handle(handle);
-    }
 }
 
 typedef struct {
@@ -154,15 +133,19 @@ install(MessageQueueObject *self, Handle *handle, const OpenRequest *request, Py
         mode_t mode, bool owned)
 {
     Handle *old;
+    PyObject *spare;
     bool unused = false;
     handle->descriptor = request->descriptor;
+    handle->identity = request->facts.identity;
     Py_BEGIN_CRITICAL_SECTION(self);
     old = self->handle;
     if (old != NULL) {
-        spare_descriptor(self, old);
+        old->keep_open = !self->head.owned;
         unused = handle_close(old);
     }
     self->handle = handle;
+    spare = self->spare;
+    self->spare = NULL;
     self->max_messages = request->attributes.mq_maxmsg;
     self->max_message_size = request->attributes.mq_msgsize;
     self->read = request->read;
@@ -170,8 +153,9 @@ install(MessageQueueObject *self, Handle *handle, const OpenRequest *request, Py
     named_swap(&self->head, &name, &encoded, mode, &request->facts.identity, owned);
     Py_END_CRITICAL_SECTION();
     if (unused) {
-        free_handle(old);
+        handle_free(old);
     }
+    Py_XDECREF(spare);
     Py_XDECREF(name);
     Py_XDECREF(encoded);
 }
@@ -199,7 +183,7 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
         check_access(&request) < 0) {
         goto done;
     }
-    handle = handle_new();
+    handle = handle_new(release_handle);
     if (handle == NULL) {
         goto done;
     }
@@ -218,6 +202,7 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
         raise_open(state, error, &request, name);
         goto done;
     }
+    message_queue_cancel(state, op); /* what was asked of another queue, if this is not the first __init__ */
     install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false);
     handle = NULL;
     name = encoded = NULL;
@@ -241,7 +226,7 @@ message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
     if (args_name(arg, &name, &encoded) < 0) {
         return -1;
     }
-    if (check_access(&request) < 0 || check_name(name, encoded) < 0 || (handle = handle_new()) == NULL) {
+    if (check_access(&request) < 0 || check_name(name, encoded) < 0 || (handle = handle_new(release_handle)) == NULL) {
         goto error;
     }
     request.name = PyBytes_AS_STRING(encoded);
@@ -350,7 +335,7 @@ transfer_pinned(MessageQueueObject *self, Handle *handle, Transfer *transfer, in
     Py_BEGIN_ALLOW_THREADS
     error = transfer_wait(transfer, timeout);
     Py_END_ALLOW_THREADS
-    unpin(self, handle);
+    handle_unpin(&self->head, handle);
     return error;
 }
 
@@ -402,8 +387,9 @@ send_bytes(MessageQueueObject *self, Transfer *transfer, int64_t timeout)
         return 0;
     }
     if (error == EMSGSIZE) {
-        PyErr_Format(PyExc_ValueError, "mq_send(%S): the message has %zu bytes, max_message_size is %ld", self,
-                     transfer->size, limit);
+        char reason[100];
+        PyOS_snprintf(reason, sizeof(reason), "the message has %zu bytes, max_message_size is %ld", transfer->size, limit);
+        named_raise(&self->head, EMSGSIZE, "mq_send", reason);
     }
     else if (error == EPERM) {
         named_raise(&self->head, EPERM, "mq_send", "this handle was opened with write=False");
@@ -476,9 +462,6 @@ take_buffer(MessageQueueObject *self)
 {
     PyObject *buffer = self->spare;
     self->spare = NULL;
-    if (buffer != NULL && PyBytes_GET_SIZE(buffer) != self->max_message_size) { /* __init__ opened another queue */
-        Py_CLEAR(buffer);
-    }
     return buffer != NULL ? buffer : PyBytes_FromStringAndSize(NULL, self->max_message_size);
 }
 
@@ -486,7 +469,9 @@ static void
 keep_buffer(MessageQueueObject *self, PyObject *buffer)
 {
     Py_BEGIN_CRITICAL_SECTION(self);
-    if (self->spare == NULL && PyBytes_GET_SIZE(buffer) <= LARGEST_SPARE) {
+    Py_ssize_t size = PyBytes_GET_SIZE(buffer);
+    /* It no longer fits if __init__ has opened another queue meanwhile. */
+    if (self->spare == NULL && size == self->max_message_size && size <= LARGEST_SPARE) {
         self->spare = buffer;
         buffer = NULL;
     }
@@ -533,9 +518,11 @@ PyDoc_STRVAR(receive_doc,
 "receive($self, /, timeout=None)\n--\n\n"
 "Take the oldest of the messages with the highest priority out of the queue, waiting while it is empty.\n\n"
 "timeout: the longest wait in seconds, measured by a clock that nobody can set; None waits for ever, 0 never waits.\n"
+"A wait with a timeout is by poll(2), for Linux's own limited waits follow a clock that can be set; who waits without one\n"
+"is served first.\n"
 "Returns (message, priority): bytes and int.\n"
 "Raises BusyError when the queue stays empty, or at once when block is False; TypeError, PermissionsError (opened with\n"
-"read=False), ExistentialError (closed), MemoryError (then the message stays in the queue), SignalError when a signal\n"
+"read=False), ExistentialError (closed), MemoryError (no buffer; then the message stays in the queue), SignalError when a signal\n"
 "arrives during the wait (the exception of its handler is the cause; KeyboardInterrupt passes through).\n\n"
 "POSIX.1-2008: mq_receive(), mq_timedreceive().");
 
@@ -597,30 +584,87 @@ message_queue_receive(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyO
 
 /* ---- notification ---- */
 
-/* 0 or an errno. */
-static int
-notify(mqd_t descriptor, const struct sigevent *event)
+Handle *
+message_queue_pin(PyObject *op, int *descriptor)
 {
-    return mq_notify(descriptor, event) < 0 ? errno : 0;
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    Handle *handle;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    handle = self->handle;
+    if (handle != NULL) {
+        handle_pin(handle);
+        *descriptor = handle->descriptor;
+    }
+    Py_END_CRITICAL_SECTION();
+    return handle;
 }
 
-static int
-notify_by_signal(State *state, MessageQueueObject *self, mqd_t descriptor, PyObject *name, PyObject *arg)
+void
+message_queue_unpin(PyObject *op, Handle *handle)
 {
-    int64_t number = 0;
-    if (args_integer(arg, "notification", INT64_MIN, INT64_MAX, &number) < 0) {
-        return -1;
+    handle_unpin((NamedObject *)op, handle);
+}
+
+void
+message_queue_cancel(State *state, PyObject *op)
+{
+    References cancelled = {NULL, NULL, NULL};
+    int descriptor = -1;
+    Handle *pinned = message_queue_pin(op, &descriptor);
+    notification_cancel(state, op, descriptor, &cancelled);
+    if (pinned != NULL) {
+        message_queue_unpin(op, pinned);
     }
-    if (number < 1 || number > SIGRTMAX) {
-        raise_os_error(EINVAL, name, "mq_notify: there is no signal of this number");
-        return -1;
+    references_drop(&cancelled); /* may run Python code, so nothing is pinned any more */
+}
+
+/* What request_notification was asked for. */
+typedef struct {
+    int signal;         /* 0: none */
+    PyObject *callback; /* NULL: none; borrowed, like the parameter, from a tuple that the caller holds */
+    PyObject *param;
+} Request;
+
+static int
+parse_notification(PyObject *arg, PyObject *name, Request *request)
+{
+    if (arg == NULL || arg == Py_None) {
+        return 0;
     }
-    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = (int)number};
-    notification_cancel(state, (PyObject *)self);
-    int error = notify(descriptor, NULL); /* a process replaces its own notification */
-    if (error == 0) {
-        error = notify(descriptor, &event);
+    if (PyLong_Check(arg)) {
+        int overflow;
+        long number = PyLong_AsLongAndOverflow(arg, &overflow);
+        if (overflow != 0 || number < 1 || number > SIGRTMAX) {
+            PyObject *message = PyUnicode_FromString("mq_notify: there is no signal of this number");
+            if (message != NULL) {
+                raise_os_error(EINVAL, name, message);
+                Py_DECREF(message);
+            }
+            return -1;
+        }
+        request->signal = (int)number;
+        return 0;
     }
+    if (PyTuple_Check(arg) && PyTuple_GET_SIZE(arg) == 2 && PyCallable_Check(PyTuple_GET_ITEM(arg, 0))) {
+        request->callback = PyTuple_GET_ITEM(arg, 0);
+        request->param = PyTuple_GET_ITEM(arg, 1);
+        return 0;
+    }
+    PyErr_SetString(PyExc_ValueError, "notification must be None, a signal number, or a tuple (callable, parameter)");
+    return -1;
+}
+
+/* 0, or -1 with an exception set. */
+static int
+ask(State *state, PyObject *op, const Handle *handle, PyObject *name, const Request *request, References *replaced)
+{
+    if (request->callback != NULL) {
+        return notification_arm(state, op, handle->descriptor, &handle->identity, name, request->callback,
+                                request->param, replaced);
+    }
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = request->signal};
+    int error = notification_replace(state, handle->descriptor, &handle->identity,
+                                     request->signal != 0 ? &event : NULL, replaced);
     if (error != 0) {
         raise_errno(state, error, "mq_notify", name, error == EBUSY ? "another process is notified already" : NULL);
         return -1;
@@ -628,52 +672,17 @@ notify_by_signal(State *state, MessageQueueObject *self, mqd_t descriptor, PyObj
     return 0;
 }
 
-static int
-request_notification(State *state, MessageQueueObject *self, mqd_t descriptor, PyObject *name, PyObject *arg)
-{
-    if (arg == Py_None) {
-        notification_cancel(state, (PyObject *)self);
-        int error = notify(descriptor, NULL);
-        if (error != 0) {
-            raise_errno(state, error, "mq_notify", name, NULL);
-        }
-        return error != 0 ? -1 : 0;
-    }
-    if (PyLong_Check(arg)) {
-        return notify_by_signal(state, self, descriptor, name, arg);
-    }
-    if (PyTuple_Check(arg) && PyTuple_GET_SIZE(arg) == 2 && PyCallable_Check(PyTuple_GET_ITEM(arg, 0))) {
-        notification_cancel(state, (PyObject *)self);
-        return notification_arm(state, (PyObject *)self, descriptor, name, PyTuple_GET_ITEM(arg, 0),
-                                PyTuple_GET_ITEM(arg, 1));
-    }
-    PyErr_SetString(PyExc_ValueError, "notification must be None, a signal number, or a tuple (callable, parameter)");
-    return -1;
-}
-
 PyDoc_STRVAR(request_notification_doc,
 "request_notification($self, /, notification=None)\n--\n\n"
-"Ask to be told, once, when a message arrives in the empty queue while nobody waits in receive().\n\n"
+"Ask to be told, once, when a message arrives in the empty queue while nobody waits in receive() (a receive() with a\n"
+"timeout does not count: see there).\n\n"
 "notification: None cancels what this process asked for; an int is the number of the signal to send to this process;\n"
 "a tuple (callable, parameter) has callable(parameter) run in a new thread, where it may ask again. An exception that\n"
 "it raises goes to sys.unraisablehook. The queue is kept alive while its callable waits to be called.\n"
-"What this process asked for before is replaced. Raises BusyError when another process is the one to be told,\n"
+"What this process asked for before is replaced. Linux forgets a signal asked for when this process closes any handle on\n"
+"the queue; a callable is asked for again then. Raises BusyError when another process is the one to be told,\n"
 "ValueError (anything else), OSError (no such signal), ExistentialError (closed), Error (the interpreter is ending).\n\n"
 "POSIX.1-2008: mq_notify().");
-
-/* Keeps the queue's descriptor open during a call that does not wait but may run Python code. */
-static Handle *
-pin_open(MessageQueueObject *self)
-{
-    Handle *handle;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    handle = self->handle;
-    if (handle != NULL) {
-        handle_pin(handle);
-    }
-    Py_END_CRITICAL_SECTION();
-    return handle;
-}
 
 static PyObject *
 message_queue_request_notification(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
@@ -681,19 +690,27 @@ message_queue_request_notification(PyObject *op, PyObject *const *args, Py_ssize
     static const char *const names[] = {"notification"};
     static const Signature signature = {"request_notification", 1, 0, names};
     MessageQueueObject *self = (MessageQueueObject *)op;
-    PyObject *bound[1], *name;
+    PyObject *bound[1], *name = NULL;
+    Request request = {.signal = 0};
+    References replaced = {NULL, NULL, NULL};
+    int descriptor, result = -1;
     State *state = state_of(op);
     if (state == NULL || args_bind(&signature, args, nargs, kwnames, bound) < 0) {
         return NULL;
     }
-    Handle *handle = pin_open(self);
-    if (handle == NULL) {
-        return named_raise(&self->head, EBADF, "mq_notify", NULL);
-    }
     named_get(&self->head, &name, NULL);
-    int result = request_notification(state, self, handle->descriptor, name, bound[0] != NULL ? bound[0] : Py_None);
-    Py_DECREF(name);
-    unpin(self, handle);
+    if (parse_notification(bound[0], name, &request) == 0) {
+        Handle *handle = message_queue_pin(op, &descriptor);
+        if (handle == NULL) {
+            named_raise(&self->head, EBADF, "mq_notify", NULL);
+        }
+        else {
+            result = ask(state, op, handle, name, &request, &replaced);
+            message_queue_unpin(op, handle);
+        }
+    }
+    references_drop(&replaced); /* may run Python code, so nothing is pinned any more */
+    Py_XDECREF(name);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -713,7 +730,7 @@ message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (state == NULL) {
         return NULL;
     }
-    notification_cancel(state, op);
+    message_queue_cancel(state, op);
     Handle *handle;
     bool unused = false;
     Py_BEGIN_CRITICAL_SECTION(self);
@@ -722,7 +739,7 @@ message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (handle != NULL) {
         unused = handle_close(handle);
         if (!unused) {
-            (void)notify(handle->descriptor, NULL); /* the kernel does so at closing, but that waits for others now */
+            (void)mq_notify(handle->descriptor, NULL); /* closing does this too, but that waits for others now */
         }
     }
     Py_END_CRITICAL_SECTION();
@@ -730,7 +747,7 @@ message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
         return named_raise(&self->head, EBADF, "mq_close", NULL);
     }
     if (unused) {
-        free_handle(handle);
+        handle_free(handle);
     }
     Py_RETURN_NONE;
 }

@@ -2,12 +2,15 @@
  *
  * The kernel can tell of a message by a signal, or by 32 bytes into a netlink socket, which is what the C library
  * builds SIGEV_THREAD upon; see mq_notify(2). This file does so too, but with a socket and a thread for each
- * notification: then every one of them gets exactly one message, "fired" or "removed", and whoever holds its memory
+ * notification: then every registration gets exactly one answer, "fired" or "removed", and whoever holds its memory
  * knows when it is over. The C library cannot tell whether a callback that was cancelled is still on its way.
  *
- * A Notification belongs to its thread, which frees it. The references to Python objects in it belong to whoever takes
- * them out first, under the lock of the registry: the thread, when the message has come; the one who cancels; or the
- * interpreter at its end. A thread that finds them gone touches nothing of Python.
+ * A Notification belongs to its thread, which frees it. The references to Python objects in it belong to the registry,
+ * and then to whoever takes them out first: the thread, when it is about to call; the one who cancels or replaces; or
+ * the interpreter at its end. A thread that finds them gone touches nothing of Python.
+ *
+ * The kernel removes a registration when its process closes any descriptor of the queue, be it of another handle. A
+ * thread that hears "removed" while the references are still there knows that nobody meant it, and registers again.
  */
 #include "ext.h"
 
@@ -15,6 +18,7 @@
 
 #include <errno.h>
 #include <linux/netlink.h>
+#include <mqueue.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -26,26 +30,28 @@
 #define COOKIE_SIZE 32
 #define COOKIE_FIRED 1 /* in the last byte; removed: 2 */
 
-typedef struct {
-    PyObject *queue;
-    PyObject *callback;
-    PyObject *param;
-} References;
+typedef enum { PHASE_PREPARED, PHASE_ARMED, PHASE_ABANDONED } Phase;
 
 typedef struct Notification {
     Notifier *notifier;
-    struct Notification *next; /* in the registry, as long as it holds the references */
+    struct Notification *next; /* in the registry, as long as that holds the references */
     References references;
+    Identity queue; /* which one; there may be several handles */
+    bool was_empty; /* when it was armed */
+    Phase phase;
     int socket;
-    sigset_t signals; /* the mask that the callback runs under */
+    Identity socket_identity; /* somebody may close all descriptors, and its number become a stranger's */
+    sigset_t signals;         /* the mask that the callback runs under */
 } Notification;
 
-/* The registry of one interpreter in one process. */
+/* The registry of one interpreter in one process. No Python function is called while its lock is held, not even one that
+ * allocates: under tracemalloc that waits for the interpreter lock, whose holder may be waiting for this one. */
 struct Notifier {
     pthread_mutex_t lock;
-    pthread_cond_t idle;
-    unsigned users; /* the module, and each thread */
-    unsigned running;
+    pthread_cond_t changed;
+    unsigned users;    /* the module, and each thread */
+    unsigned entering; /* threads on their way into the interpreter */
+    unsigned running;  /* threads in it */
     bool stopped;
     pid_t pid;
     PyInterpreterState *interpreter;
@@ -63,7 +69,7 @@ notifier_new(void)
         return NULL;
     }
     pthread_mutex_init(&notifier->lock, NULL); /* with default attributes neither can fail on Linux */
-    pthread_cond_init(&notifier->idle, NULL);
+    pthread_cond_init(&notifier->changed, NULL);
     notifier->users = 1;
     notifier->pid = getpid();
     notifier->interpreter = PyInterpreterState_Get();
@@ -81,50 +87,48 @@ notifier_release(Notifier *notifier)
     pthread_mutex_unlock(&notifier->lock);
     if (last) {
         pthread_mutex_destroy(&notifier->lock);
-        pthread_cond_destroy(&notifier->idle);
+        pthread_cond_destroy(&notifier->changed);
         PyMem_RawFree(notifier);
     }
 }
 
-/* This process's registry. A forked child leaves its parent's alone: the threads are not there, and what the lock
- * protects may be half changed. */
+/* This process's registry, or NULL. A forked child leaves its parent's alone: the threads are not there, and what the
+ * lock protects may be half changed. */
+static Notifier *
+notifier_existing(State *state)
+{
+    Notifier *notifier = atomic_load(&state->notifier);
+    return notifier != NULL && notifier->pid == getpid() ? notifier : NULL;
+}
+
 static Notifier *
 notifier_get(State *state)
 {
-    Notifier *current = atomic_load(&state->notifier);
-    if (current != NULL && current->pid == getpid()) {
+    Notifier *current = notifier_existing(state);
+    if (current != NULL) {
         return current;
     }
     Notifier *fresh = notifier_new();
     if (fresh == NULL) {
         return NULL;
     }
-    if (atomic_compare_exchange_strong(&state->notifier, &current, fresh)) {
+    current = atomic_load(&state->notifier);
+    if (notifier_existing(state) == NULL && atomic_compare_exchange_strong(&state->notifier, &current, fresh)) {
         return fresh;
     }
     notifier_release(fresh); /* another thread was quicker */
-    return current;
+    return notifier_existing(state);
 }
 
-static void
-drop(References references)
+void
+references_drop(References *references)
 {
-    Py_XDECREF(references.queue);
-    Py_XDECREF(references.callback);
-    Py_XDECREF(references.param);
+    Py_CLEAR(references->queue);
+    Py_CLEAR(references->callback);
+    Py_CLEAR(references->param);
 }
 
-/* Both under the lock: finds a notification of `queue` (of any, if NULL); takes the references out of one. */
-
-static Notification *
-find_locked(Notifier *notifier, PyObject *queue)
-{
-    Notification *notification = notifier->armed;
-    while (notification != NULL && queue != NULL && notification->references.queue != queue) {
-        notification = notification->next;
-    }
-    return notification;
-}
+/* All of these under the lock. */
 
 static bool
 take_locked(Notification *notification, References *references)
@@ -143,55 +147,137 @@ take_locked(Notification *notification, References *references)
 }
 
 static void
-cancel_all(Notifier *notifier, PyObject *queue)
+take_by_identity_locked(Notifier *notifier, const Identity *queue, References *references)
 {
-    Notification *notification;
-    do {
-        References references = {NULL, NULL, NULL};
-        pthread_mutex_lock(&notifier->lock);
-        notification = find_locked(notifier, queue);
-        if (notification != NULL) {
-            take_locked(notification, &references);
+    for (Notification *notification = notifier->armed; notification != NULL; notification = notification->next) {
+        if (identity_same_object(&notification->queue, queue)) {
+            take_locked(notification, references); /* there is only one: each replaces the one before */
+            return;
         }
+    }
+}
+
+static bool
+take_by_handle_locked(Notifier *notifier, PyObject *queue, References *references)
+{
+    for (Notification *notification = notifier->armed; notification != NULL; notification = notification->next) {
+        if (notification->references.queue == queue) {
+            return take_locked(notification, references);
+        }
+    }
+    return false;
+}
+
+/* 0 or an errno. The C library's mq_notify would not pass a socket on. */
+static int
+mq_notify_call(int mqd, const struct sigevent *event)
+{
+    return syscall(SYS_mq_notify, mqd, event) < 0 ? errno : 0;
+}
+
+static int
+register_socket_locked(Notification *notification, int mqd)
+{
+    static const char cookie[COOKIE_SIZE];
+    struct sigevent event;
+    struct mq_attr attributes;
+    memset(&event, 0, sizeof(event));
+    event.sigev_notify = SIGEV_THREAD;
+    event.sigev_signo = notification->socket;
+    event.sigev_value.sival_ptr = (void *)cookie; /* only read */
+    int error = mq_notify_call(mqd, &event);
+    if (error == 0) {
+        notification->was_empty = mq_getattr(mqd, &attributes) == 0 && attributes.mq_curmsgs == 0;
+    }
+    return error;
+}
+
+/* ---- cancelling ---- */
+
+int
+notification_replace(State *state, int mqd, const Identity *queue, const struct sigevent *event, References *replaced)
+{
+    Notifier *notifier = notifier_existing(state);
+    if (notifier != NULL) {
+        pthread_mutex_lock(&notifier->lock);
+        take_by_identity_locked(notifier, queue, replaced);
+    }
+    int error = mq_notify_call(mqd, NULL); /* a process replaces its own notification */
+    if (error == 0 && event != NULL) {
+        error = mq_notify_call(mqd, event);
+    }
+    if (notifier != NULL) {
         pthread_mutex_unlock(&notifier->lock);
-        drop(references); /* may run Python code, so the lock is not held and the search begins anew */
-    } while (notification != NULL);
+    }
+    return error;
 }
 
 void
-notification_cancel(State *state, PyObject *queue)
+notification_cancel(State *state, PyObject *queue, int mqd, References *cancelled)
 {
-    Notifier *notifier = atomic_load(&state->notifier);
-    if (notifier != NULL && notifier->pid == getpid()) {
-        cancel_all(notifier, queue);
+    Notifier *notifier = notifier_existing(state);
+    if (notifier == NULL) {
+        return;
     }
+    pthread_mutex_lock(&notifier->lock);
+    if (take_by_handle_locked(notifier, queue, cancelled) && mqd >= 0) {
+        (void)mq_notify_call(mqd, NULL);
+    }
+    pthread_mutex_unlock(&notifier->lock);
+}
+
+/* A new reference to the queue of any armed notification, or NULL. */
+static PyObject *
+any_queue(Notifier *notifier)
+{
+    pthread_mutex_lock(&notifier->lock);
+    PyObject *queue = notifier->armed != NULL ? notifier->armed->references.queue : NULL;
+    Py_XINCREF(queue);
+    pthread_mutex_unlock(&notifier->lock);
+    return queue;
 }
 
 void
 notifier_stop(State *state)
 {
-    Notifier *notifier = atomic_load(&state->notifier);
-    if (notifier == NULL || notifier->pid != getpid()) {
+    Notifier *notifier = notifier_existing(state);
+    if (notifier == NULL) {
         return;
     }
     pthread_mutex_lock(&notifier->lock);
     notifier->stopped = true;
     pthread_mutex_unlock(&notifier->lock);
-    cancel_all(notifier, NULL);
-    /* An interpreter that ends under a thread of its own is a fatal error. The main interpreter ends with the process:
-     * there a callback is like a daemon thread, and nobody waits for it. */
-    if (notifier->interpreter != PyInterpreterState_Main()) {
-        Py_BEGIN_ALLOW_THREADS
-        pthread_mutex_lock(&notifier->lock);
-        while (notifier->running != 0) {
-            pthread_cond_wait(&notifier->idle, &notifier->lock);
-        }
-        pthread_mutex_unlock(&notifier->lock);
-        Py_END_ALLOW_THREADS
+    PyObject *queue;
+    while ((queue = any_queue(notifier)) != NULL) {
+        message_queue_cancel(state, queue);
+        Py_DECREF(queue);
     }
+    /* Who is on the way in finds nothing to do, and is out soon. Who runs a callback: the end of a subinterpreter under a
+     * thread of its own is a fatal error; the main interpreter ends with the process, there a callback is like a daemon
+     * thread, and nobody waits for it. */
+    bool wait_for_all = notifier->interpreter != PyInterpreterState_Main();
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&notifier->lock);
+    while (notifier->entering != 0 || (wait_for_all && notifier->running != 0)) {
+        pthread_cond_wait(&notifier->changed, &notifier->lock);
+    }
+    pthread_mutex_unlock(&notifier->lock);
+    Py_END_ALLOW_THREADS
 }
 
 /* ---- the thread of one notification ---- */
+
+static bool
+wait_until_armed(Notification *notification)
+{
+    Notifier *notifier = notification->notifier;
+    pthread_mutex_lock(&notifier->lock);
+    while (notification->phase == PHASE_PREPARED) {
+        pthread_cond_wait(&notifier->changed, &notifier->lock);
+    }
+    pthread_mutex_unlock(&notifier->lock);
+    return notification->phase == PHASE_ARMED;
+}
 
 static bool
 wait_for_message(int descriptor)
@@ -204,21 +290,30 @@ wait_for_message(int descriptor)
     return length == COOKIE_SIZE && cookie[COOKIE_SIZE - 1] == COOKIE_FIRED;
 }
 
-/* Takes the references and makes a thread state, both or none: an interpreter that has stopped its registry, or is
- * gone, is not touched. */
+/* A thread state, attached; NULL when there is nothing to do: then the interpreter, which may be gone, is not touched. */
 static PyThreadState *
-enter_interpreter(Notification *notification, References *references)
+enter_interpreter(Notification *notification)
 {
     Notifier *notifier = notification->notifier;
-    PyThreadState *thread = NULL;
+    References lost;
     pthread_mutex_lock(&notifier->lock);
-    if (notification->references.queue != NULL) {
-        thread = PyThreadState_New(notifier->interpreter);
-        if (thread != NULL) {
-            take_locked(notification, references);
-            notifier->running++;
-        }
+    bool wanted = notification->references.queue != NULL && !notifier->stopped;
+    notifier->entering += wanted;
+    pthread_mutex_unlock(&notifier->lock);
+    if (!wanted) {
+        return NULL;
     }
+    PyThreadState *thread = PyThreadState_New(notifier->interpreter);
+    if (thread != NULL) {
+        PyEval_RestoreThread(thread); /* does not come back when the interpreter has ended meanwhile */
+    }
+    pthread_mutex_lock(&notifier->lock);
+    if (thread == NULL) {
+        take_locked(notification, &lost); /* no memory, so nobody can release them */
+    }
+    notifier->entering--;
+    notifier->running += thread != NULL;
+    pthread_cond_broadcast(&notifier->changed);
     pthread_mutex_unlock(&notifier->lock);
     return thread;
 }
@@ -230,8 +325,45 @@ leave_interpreter(Notifier *notifier, PyThreadState *thread)
     PyThreadState_DeleteCurrent();
     pthread_mutex_lock(&notifier->lock);
     notifier->running--;
-    pthread_cond_broadcast(&notifier->idle);
+    pthread_cond_broadcast(&notifier->changed);
     pthread_mutex_unlock(&notifier->lock);
+}
+
+typedef enum { ARMED_AGAIN, MISSED_MESSAGE, GONE } Again;
+
+/* After a "removed" that nobody here meant. */
+static Again
+register_again(Notification *notification)
+{
+    Notifier *notifier = notification->notifier;
+    pthread_mutex_lock(&notifier->lock);
+    PyObject *queue = notification->references.queue;
+    Py_XINCREF(queue);
+    pthread_mutex_unlock(&notifier->lock);
+    if (queue == NULL) {
+        return GONE;
+    }
+    Again again = GONE;
+    int mqd;
+    Handle *pinned = message_queue_pin(queue, &mqd);
+    if (pinned != NULL && identity_leads_to(notification->socket, &notification->socket_identity)) {
+        pthread_mutex_lock(&notifier->lock);
+        bool was_empty = notification->was_empty;
+        /* Not if it is taken: then another interpreter of this process, or another process, was told instead. */
+        if (notification->references.queue != NULL && register_socket_locked(notification, mqd) == 0) {
+            again = ARMED_AGAIN;
+            if (was_empty && !notification->was_empty) { /* it arrived while nobody was registered */
+                again = MISSED_MESSAGE;
+                (void)mq_notify_call(mqd, NULL);
+            }
+        }
+        pthread_mutex_unlock(&notifier->lock);
+    }
+    if (pinned != NULL) {
+        message_queue_unpin(queue, pinned);
+    }
+    Py_DECREF(queue);
+    return again;
 }
 
 static void
@@ -244,137 +376,154 @@ run_callback(const References *references)
     Py_XDECREF(result);
 }
 
+/* In the interpreter: true if the notification is armed again and goes on waiting. */
+static bool
+settle(Notification *notification, bool fired)
+{
+    References references = {NULL, NULL, NULL};
+    if (!fired) {
+        Again again = register_again(notification);
+        if (again == ARMED_AGAIN) {
+            return true;
+        }
+        fired = again == MISSED_MESSAGE;
+    }
+    pthread_mutex_lock(&notification->notifier->lock);
+    bool taken = take_locked(notification, &references);
+    pthread_mutex_unlock(&notification->notifier->lock);
+    if (taken && fired) {
+        pthread_sigmask(SIG_SETMASK, &notification->signals, NULL);
+        run_callback(&references);
+    }
+    references_drop(&references);
+    return false;
+}
+
+static void
+free_notification(Notification *notification)
+{
+    if (identity_leads_to(notification->socket, &notification->socket_identity)) {
+        close(notification->socket);
+    }
+    PyMem_RawFree(notification);
+}
+
 static void
 run_notification(void *argument)
 {
     Notification *notification = argument;
     Notifier *notifier = notification->notifier;
-    References references = {NULL, NULL, NULL};
-    bool fired = wait_for_message(notification->socket);
-    close(notification->socket);
-    PyThreadState *thread = enter_interpreter(notification, &references);
-    if (thread != NULL) {
-        pthread_sigmask(SIG_SETMASK, &notification->signals, NULL);
-        PyEval_RestoreThread(thread); /* does not come back when the interpreter ends meanwhile */
-        if (fired) {
-            run_callback(&references);
+    bool waiting = wait_until_armed(notification);
+    while (waiting) {
+        bool fired = wait_for_message(notification->socket);
+        PyThreadState *thread = enter_interpreter(notification);
+        if (thread == NULL) {
+            break;
         }
-        drop(references);
+        waiting = settle(notification, fired);
         leave_interpreter(notifier, thread);
     }
-    PyMem_RawFree(notification);
+    free_notification(notification);
     notifier_release(notifier);
 }
 
 /* ---- arming ---- */
 
-/* 0 or an errno. The C library's mq_notify would not pass the socket on. */
-static int
-register_socket(int mqd, int descriptor)
-{
-    static const char cookie[COOKIE_SIZE];
-    struct sigevent event;
-    memset(&event, 0, sizeof(event));
-    event.sigev_notify = SIGEV_THREAD;
-    event.sigev_signo = descriptor;
-    event.sigev_value.sival_ptr = (void *)cookie; /* only read */
-    if (syscall(SYS_mq_notify, mqd, NULL) < 0 || /* a process replaces its own notification */
-        syscall(SYS_mq_notify, mqd, &event) < 0) {
-        return errno;
-    }
-    return 0;
-}
-
-/* A thread for the notification, with all signals blocked while it waits: they are for others. */
+/* Makes the thread, with all signals blocked while it waits: they are for others. */
 static bool
 start_thread(Notification *notification)
 {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &notification->signals);
-    sigset_t signals = notification->signals; /* the thread may be over, and have freed it, before the next line */
     unsigned long thread = PyThread_start_new_thread(run_notification, notification);
-    pthread_sigmask(SIG_SETMASK, &signals, NULL);
+    pthread_sigmask(SIG_SETMASK, &notification->signals, NULL); /* still there: it waits to be armed or abandoned */
     return thread != PYTHREAD_INVALID_THREAD_ID;
 }
 
+/* A notification with its socket and its thread, which waits to be armed or abandoned. */
 static Notification *
-new_notification(State *state, Notifier *notifier, PyObject *name)
+prepare(State *state, Notifier *notifier, PyObject *name, const Identity *queue)
 {
+    FileFacts facts;
     Notification *notification = PyMem_RawCalloc(1, sizeof(*notification));
     if (notification == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
     notification->notifier = notifier;
+    notification->queue = *queue;
     notification->socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0);
-    if (notification->socket < 0) {
+    if (notification->socket < 0 || identity_facts(notification->socket, &facts) < 0) {
         raise_errno(state, errno, "socket", name, NULL);
-        PyMem_RawFree(notification);
-        return NULL;
+        goto error;
+    }
+    notification->socket_identity = facts.identity;
+    pthread_mutex_lock(&notifier->lock);
+    notifier->users++;
+    pthread_mutex_unlock(&notifier->lock);
+    if (!start_thread(notification)) {
+        notifier_release(notifier);
+        PyErr_SetString(PyExc_RuntimeError, "mq_notify: cannot start a thread for the callback");
+        goto error;
     }
     return notification;
+error:
+    if (notification->socket >= 0) {
+        close(notification->socket);
+    }
+    PyMem_RawFree(notification);
+    return NULL;
 }
 
-/* Puts it into the registry with new references; not when the interpreter is ending. */
-static bool
-enlist(Notification *notification, PyObject *queue, PyObject *callback, PyObject *param)
+/* Replaces what this process asked for, or leaves all as it is. 0 or an errno; ECANCELED: the interpreter is ending.
+ * The thread may free the notification as soon as this has been called. */
+static int
+arm(Notification *notification, int mqd, References *references, References *replaced)
 {
     Notifier *notifier = notification->notifier;
+    int error = ECANCELED;
     pthread_mutex_lock(&notifier->lock);
-    bool stopped = notifier->stopped;
-    if (!stopped) {
-        notification->references = (References){Py_NewRef(queue), Py_NewRef(callback), Py_NewRef(param)};
+    if (!notifier->stopped) {
+        take_by_identity_locked(notifier, &notification->queue, replaced);
+        error = mq_notify_call(mqd, NULL);
+        if (error == 0) {
+            error = register_socket_locked(notification, mqd);
+        }
+    }
+    if (error == 0) {
+        notification->references = *references;
         notification->next = notifier->armed;
         notifier->armed = notification;
-        notifier->users++;
     }
+    notification->phase = error == 0 ? PHASE_ARMED : PHASE_ABANDONED;
+    pthread_cond_broadcast(&notifier->changed);
     pthread_mutex_unlock(&notifier->lock);
-    return !stopped;
-}
-
-/* The reverse, where no thread has been started. */
-static void
-discard(Notification *notification)
-{
-    Notifier *notifier = notification->notifier;
-    References references = {NULL, NULL, NULL};
-    pthread_mutex_lock(&notifier->lock);
-    take_locked(notification, &references);
-    notifier->users--;
-    pthread_mutex_unlock(&notifier->lock);
-    close(notification->socket);
-    PyMem_RawFree(notification);
-    drop(references);
+    return error;
 }
 
 int
-notification_arm(State *state, PyObject *queue, int mqd, PyObject *name, PyObject *callback, PyObject *param)
+notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *name, PyObject *callback,
+                 PyObject *param, References *replaced)
 {
     Notifier *notifier = notifier_get(state);
-    Notification *notification = notifier != NULL ? new_notification(state, notifier, name) : NULL;
+    Notification *notification = notifier != NULL ? prepare(state, notifier, name, identity) : NULL;
     if (notification == NULL) {
         return -1;
     }
-    if (!enlist(notification, queue, callback, param)) {
-        close(notification->socket);
-        PyMem_RawFree(notification);
+    References references = {Py_NewRef(queue), Py_NewRef(callback), Py_NewRef(param)};
+    int error = arm(notification, mqd, &references, replaced);
+    if (error == 0) {
+        return 0;
+    }
+    if (error == ECANCELED) {
         raise_error(state->Error, 0, name, "mq_notify(%R): the interpreter is ending, no callback can run", name);
-        return -1;
     }
-    int error = register_socket(mqd, notification->socket);
-    if (error != 0) {
-        discard(notification);
+    else {
         raise_errno(state, error, "mq_notify", name, error == EBUSY ? "another process is notified already" : NULL);
-        return -1;
     }
-    if (!start_thread(notification)) {
-        syscall(SYS_mq_notify, mqd, NULL);
-        discard(notification);
-        PyErr_SetString(PyExc_RuntimeError, "mq_notify: cannot start a thread for the callback");
-        return -1;
-    }
-    return 0;
+    references_drop(&references); /* of what the caller holds too: no code runs */
+    return -1;
 }
 
 #endif

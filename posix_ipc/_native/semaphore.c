@@ -12,10 +12,9 @@ typedef struct {
 /* ---- lifetime ---- */
 
 static void
-free_handle(Handle *handle)
+release_handle(Handle *handle)
 {
     semaphore_file_close(handle->semaphore);
-    PyMem_Free(handle);
 }
 
 static PyObject *
@@ -31,7 +30,7 @@ semaphore_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     /* Unlike a descriptor, nobody but this object can reach the mapping. */
     if (self->handle != NULL) {
-        free_handle(self->handle);
+        handle_free(self->handle);
     }
     named_clear(&self->head);
     type->tp_free(op);
@@ -52,7 +51,7 @@ install(SemaphoreObject *self, Handle *handle, PyObject *name, PyObject *encoded
     named_swap(&self->head, &name, &encoded, mode, identity, owned);
     Py_END_CRITICAL_SECTION();
     if (unused) {
-        free_handle(old);
+        handle_free(old);
     }
     Py_XDECREF(name);
     Py_XDECREF(encoded);
@@ -60,33 +59,33 @@ install(SemaphoreObject *self, Handle *handle, PyObject *name, PyObject *encoded
 
 /* 0 or an errno. */
 static int
-open_or_create(const char *name, int flags, mode_t mode, unsigned value, sem_t **semaphore, Identity *identity)
+open_or_create(const char *name, int flags, mode_t mode, unsigned value, OpenedSemaphore *opened)
 {
     int error;
     if (!(flags & O_CREAT)) {
-        return semaphore_file_open(name, semaphore, identity);
+        return semaphore_file_open(name, opened);
     }
     if (flags & O_EXCL) {
-        return semaphore_file_create(name, mode, value, semaphore, identity);
+        return semaphore_file_create(name, mode, value, opened);
     }
     do { /* somebody may create or unlink it between the two */
-        error = semaphore_file_open(name, semaphore, identity);
+        error = semaphore_file_open(name, opened);
         if (error == ENOENT) {
-            error = semaphore_file_create(name, mode, value, semaphore, identity);
+            error = semaphore_file_create(name, mode, value, opened);
         }
     } while (error == EEXIST);
     return error;
 }
 
 static int
-raise_open(State *state, int error, PyObject *name)
+raise_open(State *state, int error, const OpenedSemaphore *opened, PyObject *name)
 {
     if (error == EILSEQ) {
         raise_error(state->Error, EINVAL, name, "sem_open(%R): the file of this name is no semaphore, or is truncated",
                     name);
     }
     else {
-        raise_errno(state, error, "sem_open", name, NULL);
+        raise_errno(state, error, opened->failed, name, NULL);
     }
     return -1;
 }
@@ -106,13 +105,12 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
     int64_t value = 0;
     PyObject *name = NULL, *encoded = NULL;
     Handle *handle = NULL;
-    sem_t *semaphore;
-    Identity identity;
+    OpenedSemaphore opened;
     if (args_flags(bound[1], &flags) < 0 || args_mode(bound[2], &mode) < 0 ||
         args_integer(bound[3], "initial_value", 0, SEMAPHORE_VALUE_LIMIT, &value) < 0) {
         goto done;
     }
-    handle = handle_new();
+    handle = handle_new(release_handle);
     if (handle == NULL) {
         goto done;
     }
@@ -123,15 +121,15 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
             goto done;
         }
         Py_BEGIN_ALLOW_THREADS
-        error = open_or_create(PyBytes_AS_STRING(encoded), flags, mode, (unsigned)value, &semaphore, &identity);
+        error = open_or_create(PyBytes_AS_STRING(encoded), flags, mode, (unsigned)value, &opened);
         Py_END_ALLOW_THREADS
     } while (error == EEXIST && bound[0] == Py_None);
     if (error != 0) {
-        raise_open(state, error, name);
+        raise_open(state, error, &opened, name);
         goto done;
     }
-    handle->semaphore = semaphore;
-    install((SemaphoreObject *)op, handle, name, encoded, mode, &identity, false);
+    handle->semaphore = opened.semaphore;
+    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, false);
     handle = NULL;
     name = encoded = NULL;
     result = 0;
@@ -148,34 +146,33 @@ semaphore_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int Py_
                  const Identity *wanted)
 {
     PyObject *name, *encoded;
-    sem_t *semaphore;
-    Identity found;
+    OpenedSemaphore opened;
     int error;
     if (args_name(arg, &name, &encoded) < 0) {
         return -1;
     }
-    Handle *handle = handle_new();
+    Handle *handle = handle_new(release_handle);
     if (handle == NULL) {
         goto error;
     }
     Py_BEGIN_ALLOW_THREADS
-    error = semaphore_file_open(PyBytes_AS_STRING(encoded), &semaphore, &found);
+    error = semaphore_file_open(PyBytes_AS_STRING(encoded), &opened);
     Py_END_ALLOW_THREADS
     if (error == ENOENT) {
         identity_raise_mismatch(state, wanted, NULL, KIND_SEMAPHORE, name);
         goto error;
     }
     if (error != 0) {
-        raise_open(state, error, name);
+        raise_open(state, error, &opened, name);
         goto error;
     }
-    if (!identity_same_object(wanted, &found)) {
-        semaphore_file_close(semaphore);
-        identity_raise_mismatch(state, wanted, &found, KIND_SEMAPHORE, name);
+    if (!identity_same_object(wanted, &opened.identity)) {
+        semaphore_file_close(opened.semaphore);
+        identity_raise_mismatch(state, wanted, &opened.identity, KIND_SEMAPHORE, name);
         goto error;
     }
-    handle->semaphore = semaphore;
-    install((SemaphoreObject *)op, handle, name, encoded, mode, &found, true);
+    handle->semaphore = opened.semaphore;
+    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, true);
     return 0;
 error:
     PyMem_Free(handle);
@@ -212,16 +209,10 @@ static int
 wait_pinned(SemaphoreObject *self, Handle *handle, int64_t timeout)
 {
     int error;
-    bool last;
     Py_BEGIN_ALLOW_THREADS
     error = wait_until(handle->semaphore, timeout);
     Py_END_ALLOW_THREADS
-    Py_BEGIN_CRITICAL_SECTION(self);
-    last = handle_unpin(handle);
-    Py_END_CRITICAL_SECTION();
-    if (last) {
-        free_handle(handle);
-    }
+    handle_unpin(&self->head, handle);
     return error;
 }
 
@@ -362,7 +353,7 @@ semaphore_close(PyObject *op, PyObject *Py_UNUSED(ignored))
         return named_raise(&self->head, EBADF, "sem_close", NULL);
     }
     if (unused) {
-        free_handle(handle);
+        handle_free(handle);
     }
     Py_RETURN_NONE;
 }

@@ -2,7 +2,7 @@
  *
  * On Linux a semaphore is a sem_t in a file of /dev/shm that everybody maps. Opening that file here, in place of
  * calling sem_open, tells its identity and its size before it is touched (a truncated file would be a SIGBUS), and
- * creating it here leaves no temporary file when the process is killed. C programs see no difference: sem_init with
+ * creating it by way of shm_file.c leaves no temporary file when the process is killed. C programs see no difference: sem_init with
  * pshared set makes the same bytes as sem_open, in the same place. */
 #include "ext.h"
 
@@ -40,21 +40,23 @@ file_path(char path[SHM_PATH_SIZE], const char *name)
 }
 
 static int
-map_file(int descriptor, sem_t **semaphore)
+map_file(int descriptor, OpenedSemaphore *opened)
 {
+    opened->failed = "mmap";
     void *address = mmap(NULL, sizeof(sem_t), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
     if (address == MAP_FAILED) {
         return errno;
     }
-    *semaphore = address;
+    opened->semaphore = address;
     return 0;
 }
 
 int
-semaphore_file_open(const char *name, sem_t **semaphore, Identity *identity)
+semaphore_file_open(const char *name, OpenedSemaphore *opened)
 {
     char path[SHM_PATH_SIZE];
     FileFacts facts;
+    opened->failed = "sem_open";
     int error = file_path(path, name);
     if (error != 0) {
         return error;
@@ -70,23 +72,23 @@ semaphore_file_open(const char *name, sem_t **semaphore, Identity *identity)
         error = EILSEQ;
     }
     else {
-        error = map_file(descriptor, semaphore);
+        error = map_file(descriptor, opened);
     }
     close(descriptor);
     if (error == 0) {
-        *identity = facts.identity;
+        opened->identity = facts.identity;
     }
     return error;
 }
 
 int
-semaphore_file_create(const char *name, mode_t mode, unsigned value, sem_t **semaphore, Identity *identity)
+semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened)
 {
     char path[SHM_PATH_SIZE];
     ShmFile file;
     FileFacts facts;
     sem_t initial;
-    sem_t *mapped = NULL;
+    opened->failed = "sem_open";
     int error = file_path(path, name);
     if (error != 0) {
         return error;
@@ -103,16 +105,16 @@ semaphore_file_create(const char *name, mode_t mode, unsigned value, sem_t **sem
         error = errno;
     }
     else {
-        error = map_file(file.descriptor, &mapped);
+        error = map_file(file.descriptor, opened);
     }
     if (error == 0 && shm_file_publish(&file, path) < 0) {
+        opened->failed = "sem_open";
         error = errno;
-        munmap(mapped, sizeof(sem_t));
+        munmap(opened->semaphore, sizeof(sem_t));
     }
     shm_file_end(&file);
     if (error == 0) {
-        *semaphore = mapped;
-        *identity = facts.identity;
+        opened->identity = facts.identity;
     }
     return error;
 }
@@ -125,28 +127,28 @@ semaphore_file_close(sem_t *semaphore)
 
 #else /* the C library's own; it does not tell the identity */
 
-int
-semaphore_file_open(const char *name, sem_t **semaphore, Identity *identity)
+static int
+take(sem_t *semaphore, OpenedSemaphore *opened)
 {
-    sem_t *opened = sem_open(name, 0);
-    if (opened == SEM_FAILED) {
+    memset(opened, 0, sizeof(*opened));
+    opened->failed = "sem_open";
+    if (semaphore == SEM_FAILED) {
         return errno;
     }
-    memset(identity, 0, sizeof(*identity));
-    *semaphore = opened;
+    opened->semaphore = semaphore;
     return 0;
 }
 
 int
-semaphore_file_create(const char *name, mode_t mode, unsigned value, sem_t **semaphore, Identity *identity)
+semaphore_file_open(const char *name, OpenedSemaphore *opened)
 {
-    sem_t *opened = sem_open(name, O_CREAT | O_EXCL, mode, value);
-    if (opened == SEM_FAILED) {
-        return errno;
-    }
-    memset(identity, 0, sizeof(*identity));
-    *semaphore = opened;
-    return 0;
+    return take(sem_open(name, 0), opened);
+}
+
+int
+semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened)
+{
+    return take(sem_open(name, O_CREAT | O_EXCL, mode, value), opened);
 }
 
 void

@@ -26,7 +26,8 @@ shared_memory_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UN
 }
 
 /* What a collected or replaced handle held. A constructor's descriptor is the caller's, who may have passed its number
- * on; one from a pickle goes, unless somebody closed it already and the number leads elsewhere now. */
+ * on; one from a pickle goes, unless somebody closed it already and the number leads to another object now. (That it
+ * leads to the same one through another handle cannot be told from here.) */
 static void
 drop_descriptor(int descriptor, const Identity *identity, bool owned)
 {
@@ -135,14 +136,10 @@ resize(OpenRequest *request)
 static void
 remove_created(OpenRequest *request)
 {
-    FileFacts made;
-    (void)fchmod(request->descriptor, S_IRUSR); /* so that it can be opened for the comparison */
-    int named = shm_open(request->name, O_RDONLY, 0);
-    if (named >= 0) {
-        if (identity_facts(request->descriptor, &made) == 0 && identity_leads_to(named, &made.identity)) {
-            shm_unlink(request->name);
-        }
-        close(named);
+    FileFacts made, named;
+    if (identity_facts(request->descriptor, &made) == 0 && identity_of_segment(request->name, &named) == 0 &&
+        identity_same_object(&made.identity, &named.identity)) {
+        shm_unlink(request->name);
     }
 }
 
@@ -330,6 +327,9 @@ shared_memory_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_BEGIN_CRITICAL_SECTION(self);
     if (self->head.identity.inode == 0 || self->descriptor < 0) {
         error = identity_facts(self->descriptor, &facts) < 0 ? errno : 0; /* EBADF for -1 */
+        if (error == 0 && !S_ISREG(facts.mode)) {
+            error = EBADF; /* somebody closed the descriptor and its number became a stranger's */
+        }
         if (error == 0) {
             self->head.identity = facts.identity;
         }

@@ -1,5 +1,6 @@
 /* Files of /dev/shm that get their name only when they are complete: whoever finds the name finds a finished object,
- * and a process that dies on the way leaves nothing. See O_TMPFILE in open(2) and linkat(2). */
+ * and a process that dies on the way leaves nothing, where the kernel can make files without a name and /proc is there.
+ * See O_TMPFILE in open(2) and linkat(2). */
 #include "ext.h"
 
 #if MAP_SEMAPHORE_FILES
@@ -31,7 +32,8 @@ read_umask(void)
     return line != NULL ? (int)strtol(line + strlen("\nUmask:"), NULL, 8) : -1;
 }
 
-/* Linux before 6.0 forgets the umask for files without a name where the file system has access control lists. */
+/* Linux before 6.0 forgets the umask for files without a name where the file system has access control lists. 0, or -1
+ * where it cannot be known or applied. */
 static int
 apply_umask(int descriptor, mode_t mode)
 {
@@ -47,7 +49,6 @@ apply_umask(int descriptor, mode_t mode)
     }
     int mask = read_umask();
     if (mask < 0) {
-        errno = ENOSYS;
         return -1;
     }
     return (mode & (mode_t)mask) != 0 ? fchmod(descriptor, mode & ~(mode_t)mask) : 0;
@@ -86,13 +87,10 @@ shm_file_begin(ShmFile *file, mode_t mode)
         /* What a file system or a kernel that cannot do it answers. */
         return errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL ? begin_named(file, mode) : -1;
     }
-    if (access("/proc/self/fd", X_OK) < 0) { /* without /proc it could not get its name */
+    /* Without /proc it could not get its name, nor perhaps its mode. */
+    if (access("/proc/self/fd", X_OK) < 0 || apply_umask(file->descriptor, mode) < 0) {
         close(file->descriptor);
         return begin_named(file, mode);
-    }
-    if (apply_umask(file->descriptor, mode) < 0) {
-        shm_file_end(file);
-        return -1;
     }
     return 0;
 }
