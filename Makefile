@@ -25,6 +25,7 @@ test: $(package) $(test-extra) ## Run the test suite on all processors
 
 lint: $(package) $(dev-extra) ## Check style and types, the stub against the module, and the C code for warnings
 	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/stubtest posix_ipc
 	POSIX_IPC_DEVELOP=1 $(VENV_PYTHON) setup.py --quiet build_ext --force --build-temp build/lint --build-lib build/lint
@@ -37,7 +38,7 @@ bench: $(package) $(dev-extra) ## Measure against the standard library, posix_ip
 	$(VENV_PYTHON) -m benchmarks
 
 test-pythons: $(package) $(test-extra) ## Run the suite under every supported Python found on this system
-	$(VENV_PYTHON) tools/test-pythons
+	tools/test-pythons
 
 clean: ## Remove everything made here, .venv included
 	rm -rf $(VENV) build dist *.egg-info .*_cache posix_ipc/*.so

@@ -59,8 +59,10 @@ def p1_pair() -> Iterator[Contest]:
     """semaphore acquire + release"""
     with semaphores() as by_name:
         name = str(by_name.pop("name"))
-        pairs = {who: statement("acquire(); release()", acquire=s.acquire, release=s.release)  # type: ignore[attr-defined]
-                 for who, s in by_name.items()}
+        pairs = {
+            who: statement("acquire(); release()", acquire=s.acquire, release=s.release)  # type: ignore[attr-defined]
+            for who, s in by_name.items()
+        }
         floor = statement("f(); f()", f=object().__sizeof__)
         yield {**pairs, "two calls": floor, "raw C": raw_runner("semaphore_pair", name)}
 

@@ -24,7 +24,7 @@ import sysconfig
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -136,8 +136,8 @@ def shared_objects(text: bytes) -> Iterator[tuple[posix_ipc.SharedMemory, posix_
 
 
 def start_pool(method: str, processes: int) -> Pool:
-    """A pool that only this process ends, in good order: what asks for it is blocked in the others as they start."""
-    resource_tracker.ensure_running()  # which unblocks both signals, so it must be done
+    """A pool that this process alone ends, in good order: all that start here have the signals for it blocked."""
+    resource_tracker.ensure_running()  # before the pool does it, for it unblocks both
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return multiprocessing.get_context(method).Pool(processes, initializer=prepare_worker)
@@ -151,22 +151,16 @@ def prepare_worker() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def left_behind(
-    segment: posix_ipc.SharedMemory, mutex: posix_ipc.Semaphore, segment_id: tuple[int, int]
-) -> list[str]:
+def left_behind(segment: posix_ipc.SharedMemory, mutex: posix_ipc.Semaphore, segment_id: tuple[int, int]) -> list[str]:
     """Say what this run has left on the system; an empty list if all is gone."""
     found = []
     for kind, name in (posix_ipc.SharedMemory, segment.name), (posix_ipc.Semaphore, mutex.name):
-        try:
+        with suppress(posix_ipc.ExistentialError):
             found.append(f"{kind(name)!r} is still there")
-        except posix_ipc.ExistentialError:
-            pass
     for descriptor in map(int, os.listdir("/dev/fd")):
-        try:
+        with suppress(OSError):  # of the descriptor that listed the folder
             if file_id(descriptor) == segment_id:
                 found.append(f"descriptor {descriptor} is still open on the segment")
-        except OSError:
-            pass  # the one that listed the folder
     # multiprocessing keeps two helpers of its own as direct children until this process ends.
     this = psutil.Process()
     helpers = {child for child in this.children() if re.search("resource_tracker|forkserver", str(child.cmdline()))}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -127,6 +128,8 @@ class Kind:
             os.close(libc.mq_open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK, 0, None))
         except FileNotFoundError:
             return False
+        except PermissionError:
+            pass  # it is there, for others
         return True
 
     def remove(self, name):
@@ -210,6 +213,33 @@ def skip(reason):
     sys.stderr.write(f"{reason}\n")
     sys.stderr.flush()
     os._exit(SKIPPED)
+
+
+def run_forked(function, *args, timeout=60, **options):
+    """Call a function in a forked child, which has one thread; dying and an exception fail the calling test.
+
+    Much quicker than a new interpreter. The child ends without running the finalizers it got from the parent.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(timeout)
+            function(*args, **options)
+            report = "passed"
+        except BaseException:
+            report = traceback.format_exc()
+        finally:
+            with open(writer, "w") as pipe:
+                pipe.write(report)
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        report = pipe.read()
+    check_status(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "", report)
+    if report != "passed":
+        raise AssertionError(report or "the child ended before the function did")
 
 
 @functools.cache
@@ -403,6 +433,7 @@ class Waiter(threading.Thread):
 # ---- namespaces ----
 
 CLONE_NEWNS, CLONE_NEWIPC = 0x00020000, 0x08000000
+MS_RDONLY, MS_REMOUNT = 1, 32
 _MS_REC, _MS_PRIVATE = 16384, 1 << 18
 
 
@@ -418,20 +449,20 @@ def enter_new_namespaces(flags):
     The test is skipped where that is not allowed.
     """
     library = ctypes.CDLL(None, use_errno=True)
+    private = _MS_REC | _MS_PRIVATE
     try:
         _checked(library.unshare(flags), "unshare")
+        # Nothing that is mounted from here on may reach the others. After a chroot "/" is not always a mount point.
+        if flags & CLONE_NEWNS and library.mount(None, b"/", None, private, None) < 0:
+            _checked(library.mount(None, b"/dev/shm", None, private, None), "mount")
     except OSError as error:
         skip(error)
-    if flags & CLONE_NEWNS:
-        # Nothing that is mounted from here on may reach the others. After a chroot "/" is not always a mount point.
-        if library.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) < 0:
-            _checked(library.mount(None, b"/dev/shm", None, _MS_REC | _MS_PRIVATE, None), "mount")
 
 
-def mount_shm(options=""):
+def mount_shm(options="", flags=0):
     """After enter_new_namespaces(CLONE_NEWNS): put an empty file system over /dev/shm."""
     library = ctypes.CDLL(None, use_errno=True)
-    _checked(library.mount(b"none", b"/dev/shm", b"tmpfs", 0, options.encode()), "mount")
+    _checked(library.mount(b"none", b"/dev/shm", b"tmpfs", flags, options.encode()), "mount")
 
 
 def become_nobody():

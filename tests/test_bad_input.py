@@ -7,7 +7,7 @@ import os
 import pathlib
 
 import pytest
-from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY, open_fds, run_function
+from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY, open_fds, run_forked
 
 import posix_ipc
 from posix_ipc import O_CREAT, O_CREX, ExistentialError
@@ -559,4 +559,4 @@ CRASHES = [
 @pytest.mark.parametrize("scenario", CRASHES, ids=lambda scenario: scenario.__name__)
 def test_interpreter_survives(scenario):
     """In a process of its own: death is one failing test, and takes no other test with it."""
-    run_function(scenario)
+    run_forked(scenario)

@@ -6,12 +6,12 @@ import errno
 import math
 import mmap
 import os
-import resource
 import select
 import selectors
 import signal
 import threading
 import time
+import tracemalloc
 
 import pytest
 from support import (
@@ -644,23 +644,23 @@ def test_short_message_holds_its_own_bytes_alone():
     assert 16 <= held < 100
 
 
-def test_receiving_leaks_nothing(queue):
+def test_sending_and_receiving_leak_nothing(queue):
     q = queue(max_message_size=4096)
-    page = resource.getpagesize()
 
-    def pages():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1])
-
-    def rounds(count):
-        for _ in range(count):
-            q.send(bytes(4096))
+    def allocated_after(rounds):
+        for _ in range(rounds):
+            q.send(bytes(4096), priority=1000)
+            q.send("x" * 100)
             q.receive()
+            q.receive()
+        return tracemalloc.get_traced_memory()[0]
 
-    rounds(100)
-    before = pages()
-    rounds(2000)
-    assert (pages() - before) * page < 2000 * 4096 / 4
+    tracemalloc.start()
+    try:
+        before = allocated_after(10)
+        assert allocated_after(1000) - before < 4096
+    finally:
+        tracemalloc.stop()
 
 
 # ---- C programs on the same queue ----

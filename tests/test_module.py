@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import sysconfig
 import weakref
 
 import pytest
@@ -187,6 +188,11 @@ def test_import_loads_neither_multiprocessing_nor_psutil():
         "heavy = {'multiprocessing', 'psutil', 'asyncio', 'threading'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded interpreter")
+def test_import_leaves_a_free_threaded_interpreter_so():
+    run_python("import sys, posix_ipc\nassert not sys._is_gil_enabled()", env={"PYTHON_GIL": ""})
 
 
 # ---- exceptions ----

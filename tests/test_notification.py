@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 import threading
-import traceback
 import weakref
 
 import pytest
@@ -16,7 +15,7 @@ from support import (
     SMALL_QUEUE,
     finish,
     open_fds,
-    run_function,
+    run_forked,
     run_python,
     start_python,
     threads,
@@ -67,29 +66,15 @@ def alone(test):
     from fixtures, so that they are made, and removed, in the parent.
     """
 
-    @functools.wraps(test)
-    def run_in_child(**fixtures):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            report = "the child did not get to its end"
-            try:
-                signal.alarm(60)
-                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-                test(**fixtures)
-                report = "passed"
-            except BaseException:
-                report = traceback.format_exc()
-            finally:
-                os.write(writer, report.encode())
-                os._exit(0)
-        os.close(writer)
-        with open(reader) as pipe:
-            report = pipe.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert (report, status) == ("passed", 0), report
+    def with_signals_blocked(**fixtures):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        test(**fixtures)
 
-    return run_in_child
+    @functools.wraps(test)
+    def run(**fixtures):
+        run_forked(with_signals_blocked, **fixtures)
+
+    return run
 
 
 def sent_signal():
@@ -376,7 +361,9 @@ def request_without_a_descriptor_left():
     first, second = Recorder(), Recorder()
     q.request_notification((first, None))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()), hard))
+    lowest_free = os.open("/", os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     with pytest.raises(OSError, match="RLIMIT_NOFILE") as caught:
         q.request_notification((second, None))
     assert caught.value.errno == errno.EMFILE
@@ -390,7 +377,7 @@ def request_without_a_descriptor_left():
 
 
 def test_request_without_a_descriptor_left_leaves_the_one_before_alone():
-    run_function(request_without_a_descriptor_left)
+    run_forked(request_without_a_descriptor_left)
 
 
 @pytest.mark.parametrize("number", [0, -1, 65, 1000, 2**31 - 1])
@@ -586,29 +573,11 @@ def test_no_thread_and_no_descriptor_stays(queue, end):
             handle.close()
 
     cycle()  # what stays after one, a helper thread for all of them say, may stay
-    q.request_notification(None)
-    wait_until(lambda: len(threads()) <= 2 or threads())
-    before = settled_resources()
+    before = len(threads()), len(open_fds())
     for _ in range(50):
         cycle()
     q.request_notification(None)
-    wait_until(lambda: resources() == before)
-
-
-def resources():
-    return len(threads()), open_fds()
-
-
-def settled_resources():
-    """Return the resources once they are the same at two looks, some way apart: a thread that ends takes a moment."""
-    looks = []
-
-    def settled():
-        looks.append(resources())
-        return len(looks) > 5 and all(look == looks[-1] for look in looks[-5:])
-
-    wait_until(settled)
-    return looks[-1]
+    wait_until(lambda: len(threads()) <= before[0] and len(open_fds()) <= before[1])
 
 
 # ---- the end of the interpreter ----

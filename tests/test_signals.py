@@ -19,7 +19,7 @@ from posix_ipc import BusyError, ExistentialError, SignalError
 
 @pytest.fixture(autouse=True)
 def _no_test_waits_for_ever():
-    """End with the stacks of all threads rather than hang: Python runs handlers in the main thread, so these tests do."""
+    """End with the stacks of all threads rather than hang; these tests run in the main thread, as handlers do."""
     assert threading.current_thread() is threading.main_thread()
     faulthandler.dump_traceback_later(60, exit=True)
     yield
@@ -213,7 +213,7 @@ def test_signal_to_a_thread_that_waits(call, handle, handle_signal):
 
     handle_signal(signal.SIGUSR1, handler)
     waiter = Waiter(call.call, handle)
-    with pytest.raises(HandlerError) as caught:
+    with pytest.raises(HandlerError) as caught:  # noqa: PT012
         signal.pthread_kill(waiter.ident, signal.SIGUSR1)
         wait_until(lambda: False)  # the handler's time comes soon
     assert caught.value is error

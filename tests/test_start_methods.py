@@ -272,22 +272,31 @@ def fork_beside_a_waiter(call_name, name):
         if descriptor is None:
             inode = os.stat(SEMAPHORE.file_of(name)).st_ino
 
-        def child():
-            if descriptor is not None:
-                assert handle.current_messages == (0 if call_name.startswith("receive") else 2)
-                assert name in support.open_fds()[descriptor]
-                handle.close()
-                assert descriptor not in support.open_fds()
-            else:
+        def use():
+            if descriptor is None:
                 with pytest.raises(BusyError):
-                    handle.acquire(0.001)  # a wait of its own, by the same count of users
+                    handle.acquire(0.001)  # a wait of its own, in the same count of users
+            else:
+                assert handle.current_messages == (0 if call_name.startswith("receive") else 2)
+
+        def close():
+            if descriptor is None:
                 assert len(support.mappings(inode)) == 1
                 handle.close()
                 assert not support.mappings(inode)
+            else:
+                assert name in support.open_fds()[descriptor]
+                handle.close()
+                assert descriptor not in support.open_fds()
             with pytest.raises(ExistentialError):
                 handle.close()
 
-        assert fork(child) == 0
+        def use_and_close():
+            use()
+            close()
+
+        assert fork(close) == 0
+        assert fork(use_and_close) == 0
         assert support.is_blocked(waiter)
         call.unblock(handle)
         assert waiter.outcome() is None
@@ -454,5 +463,3 @@ def test_importing_the_module_imports_no_multiprocessing():
     """Programs that do not use it do not pay for it; nor for psutil."""
     code = "import sys, posix_ipc; print({'multiprocessing', 'psutil', 'pickle'} & set(sys.modules))"
     assert support.run_python(code).stdout.strip() == "set()"
-
-

@@ -5,6 +5,7 @@ Each scenario is a function that runs in a process of its own, so that a crash a
 
 import contextlib
 import copy
+import functools
 import itertools
 import os
 import pickle
@@ -188,7 +189,7 @@ def open_together(type_name, name):
     try:
         for _ in range(30):
             handle = kind.type.__new__(kind.type)
-            run_threads(*(lambda each=each: handle.__init__(each) for each in names * (4 // len(names))))
+            run_threads(*(functools.partial(handle.__init__, each) for each in names * (4 // len(names))))
             assert handle.name in names
             assert pickle.loads(pickle.dumps(handle)).name == handle.name
             close(handle)
@@ -302,7 +303,7 @@ def leave_a_queue(call_name, way, name, *stranger_names):
                 queue.send(b"for somebody else")  # a receiver would take it, and be content
         for _, write_end in pipes:
             os.write(write_end, b"for somebody else")
-        for waiter in waiters:
+        for _ in waiters:
             call.unblock(peer)
         for waiter in waiters:
             # Either is in order: it goes on to its end, or it learns of the close.
