@@ -5,11 +5,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-#if HAVE_MESSAGE_QUEUES
-#include <mqueue.h>
-#endif
 
 #ifndef POSIX_IPC_VERSION
 #error "POSIX_IPC_VERSION comes from setup.py"
@@ -40,15 +36,15 @@ state_of(PyObject *self)
 
 static PyObject *
 unlink_function(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *function,
-                const char *call, int (*unlink)(const char *))
+                Kind kind)
 {
     static const char *const names[] = {"name"};
-    const Signature signature = {function, 1, 1, names};
+    const Signature signature = {function, names, 1, 1, 1};
     PyObject *bound[1];
     if (args_bind(&signature, args, nargs, kwnames, bound) < 0) {
         return NULL;
     }
-    return unlink_by_name(PyModule_GetState(module), bound[0], call, unlink);
+    return unlink_by_name(PyModule_GetState(module), bound[0], kind);
 }
 
 PyDoc_STRVAR(unlink_semaphore_doc,
@@ -60,7 +56,7 @@ PyDoc_STRVAR(unlink_semaphore_doc,
 static PyObject *
 unlink_semaphore(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    return unlink_function(module, args, nargs, kwnames, "unlink_semaphore", "sem_unlink", sem_unlink);
+    return unlink_function(module, args, nargs, kwnames, "unlink_semaphore", KIND_SEMAPHORE);
 }
 
 PyDoc_STRVAR(unlink_shared_memory_doc,
@@ -72,7 +68,7 @@ PyDoc_STRVAR(unlink_shared_memory_doc,
 static PyObject *
 unlink_shared_memory(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    return unlink_function(module, args, nargs, kwnames, "unlink_shared_memory", "shm_unlink", shm_unlink);
+    return unlink_function(module, args, nargs, kwnames, "unlink_shared_memory", KIND_SHARED_MEMORY);
 }
 
 #if HAVE_MESSAGE_QUEUES
@@ -85,7 +81,7 @@ PyDoc_STRVAR(unlink_message_queue_doc,
 static PyObject *
 unlink_message_queue(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    return unlink_function(module, args, nargs, kwnames, "unlink_message_queue", "mq_unlink", mq_unlink);
+    return unlink_function(module, args, nargs, kwnames, "unlink_message_queue", KIND_MESSAGE_QUEUE);
 }
 
 PyDoc_STRVAR(stop_notifications_doc,

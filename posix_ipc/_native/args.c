@@ -14,9 +14,9 @@
 static int
 check_count(const Signature *signature, Py_ssize_t given)
 {
-    if (given > signature->count) {
-        PyErr_Format(PyExc_TypeError, "%s() takes at most %d arguments (%zd given)", signature->function,
-                     signature->count, given);
+    if (given > signature->positional) {
+        PyErr_Format(PyExc_TypeError, "%s() takes at most %d positional arguments (%zd given)", signature->function,
+                     signature->positional, given);
         return -1;
     }
     return 0;

@@ -9,6 +9,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h> /* T_PYSSIZET, which has this name in all versions */
 
 #include <limits.h>
 #include <semaphore.h>
@@ -149,9 +150,10 @@ void limit_describe_queue(char *text, size_t size, long max_messages, long max_m
 
 typedef struct {
     const char *function;
+    const char *const *names;
     int count;
     int required;
-    const char *const *names;
+    int positional; /* how many may be given without their name */
 } Signature;
 
 /* METH_FASTCALL | METH_KEYWORDS: borrowed references, NULL where an argument was not given. */
@@ -180,6 +182,7 @@ int args_name_for(PyObject *arg, int flags, PyObject **text, PyObject **encoded)
 
 typedef struct {
     PyObject_HEAD
+    PyObject *weak_references;
     PyObject *name;    /* str as given; NULL until an open succeeds */
     PyObject *encoded; /* bytes: the name as the kernel sees it */
     mode_t mode;
@@ -190,15 +193,21 @@ typedef struct {
 /* Fills in the head under the critical section and gives back, in place, what it replaced. */
 void named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, const Identity *identity,
                 bool owned);
-void named_clear(NamedObject *self);
+/* Every deallocator's first and last call. */
+void named_begin_dealloc(NamedObject *self);
+void named_end_dealloc(NamedObject *self);
+/* The members that make a type weakly referable. */
+extern struct PyMemberDef named_members[];
 /* New references, both NULL before the first open. */
 void named_get(NamedObject *self, PyObject **name, PyObject **encoded);
 PyObject *named_str(PyObject *self);
 PyObject *named_get_name(PyObject *self, void *closure);
 PyObject *named_get_mode(PyObject *self, void *closure);
-/* Unlinks by name through `function`, without the interpreter lock. */
-PyObject *named_unlink(NamedObject *self, const char *call, int (*function)(const char *));
-PyObject *unlink_by_name(State *state, PyObject *arg, const char *call, int (*function)(const char *));
+/* Unlinks by name, without the interpreter lock. */
+PyObject *named_unlink(NamedObject *self, Kind kind);
+PyObject *unlink_by_name(State *state, PyObject *arg, Kind kind);
+/* The audit event of opening by these flags; with O_CREAT it is that of creating, which cannot be known before. */
+int audit_open(Kind kind, int flags, PyObject *name);
 /* The value of __reduce__. */
 PyObject *named_reduce(NamedObject *self, Kind kind, int options);
 /* "posix_ipc.TYPE("NAME", mode=OCTAL" and `rest`, a str that closes the bracket. */

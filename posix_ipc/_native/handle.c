@@ -3,8 +3,14 @@
 #include "ext.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
+#if HAVE_MESSAGE_QUEUES
+#include <mqueue.h>
+#endif
 
 /* ---- the head ---- */
 
@@ -22,11 +28,27 @@ named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, 
 }
 
 void
-named_clear(NamedObject *self)
+named_begin_dealloc(NamedObject *self)
 {
+    if (self->weak_references != NULL) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
+}
+
+void
+named_end_dealloc(NamedObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
     Py_CLEAR(self->name);
     Py_CLEAR(self->encoded);
+    type->tp_free(self);
+    Py_DECREF(type); /* an instance of a heap type holds a reference to it */
 }
+
+PyMemberDef named_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(NamedObject, weak_references), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
 
 void
 named_get(NamedObject *self, PyObject **name, PyObject **encoded)
@@ -110,26 +132,47 @@ named_raise(NamedObject *self, int error, const char *call, const char *reason)
     return NULL;
 }
 
-/* ---- unlinking ---- */
+/* ---- what is done by name, each kind in its own way ---- */
+
+static const struct {
+    const char *name; /* in audit events */
+    const char *unlink_call;
+    int (*unlink)(const char *);
+} kinds[] = {
+    [KIND_SEMAPHORE] = {"semaphore", "sem_unlink", sem_unlink},
+    [KIND_SHARED_MEMORY] = {"shared_memory", "shm_unlink", shm_unlink},
+#if HAVE_MESSAGE_QUEUES
+    [KIND_MESSAGE_QUEUE] = {"message_queue", "mq_unlink", mq_unlink},
+#endif
+};
+
+int
+audit_open(Kind kind, int flags, PyObject *name)
+{
+    return PySys_Audit(flags & O_CREAT ? "posix_ipc.create" : "posix_ipc.open", "sO", kinds[kind].name, name);
+}
 
 /* Consumes both references. */
 static PyObject *
-unlink_encoded(State *state, PyObject *name, PyObject *encoded, const char *call, int (*function)(const char *))
+unlink_encoded(State *state, PyObject *name, PyObject *encoded, Kind kind)
 {
     int error;
-    Py_BEGIN_ALLOW_THREADS /* the last name of a large segment frees its pages */
-    error = function(PyBytes_AS_STRING(encoded)) < 0 ? errno : 0;
-    Py_END_ALLOW_THREADS
-    if (error != 0) {
-        raise_errno(state, error, call, name, NULL);
+    PyObject *result = NULL;
+    if (PySys_Audit("posix_ipc.unlink", "sO", kinds[kind].name, name) < 0) {
+        goto done;
     }
+    Py_BEGIN_ALLOW_THREADS /* the last name of a large segment frees its pages */
+    error = kinds[kind].unlink(PyBytes_AS_STRING(encoded)) < 0 ? errno : 0;
+    Py_END_ALLOW_THREADS
+    result = error != 0 ? raise_errno(state, error, kinds[kind].unlink_call, name, NULL) : Py_NewRef(Py_None);
+done:
     Py_DECREF(name);
     Py_DECREF(encoded);
-    return error != 0 ? NULL : Py_NewRef(Py_None);
+    return result;
 }
 
 PyObject *
-named_unlink(NamedObject *self, const char *call, int (*function)(const char *))
+named_unlink(NamedObject *self, Kind kind)
 {
     State *state = state_of((PyObject *)self);
     if (state == NULL) {
@@ -138,19 +181,19 @@ named_unlink(NamedObject *self, const char *call, int (*function)(const char *))
     PyObject *name, *encoded;
     named_get(self, &name, &encoded);
     if (name == NULL) {
-        return raise_closed(state, call, NULL);
+        return raise_closed(state, kinds[kind].unlink_call, NULL);
     }
-    return unlink_encoded(state, name, encoded, call, function);
+    return unlink_encoded(state, name, encoded, kind);
 }
 
 PyObject *
-unlink_by_name(State *state, PyObject *arg, const char *call, int (*function)(const char *))
+unlink_by_name(State *state, PyObject *arg, Kind kind)
 {
     PyObject *name, *encoded;
     if (args_name(arg, &name, &encoded) < 0) {
         return NULL;
     }
-    return unlink_encoded(state, name, encoded, call, function);
+    return unlink_encoded(state, name, encoded, kind);
 }
 
 /* ---- pickling ---- */

@@ -42,15 +42,13 @@ static void
 message_queue_dealloc(PyObject *op)
 {
     MessageQueueObject *self = (MessageQueueObject *)op;
-    PyTypeObject *type = Py_TYPE(op);
+    named_begin_dealloc(&self->head);
     if (self->handle != NULL) {
         self->handle->keep_open = !self->head.owned; /* a constructor's descriptor is the caller's: see shared_memory.c */
         handle_free(self->handle);
     }
     Py_CLEAR(self->spare);
-    named_clear(&self->head);
-    type->tp_free(op);
-    Py_DECREF(type);
+    named_end_dealloc(&self->head);
 }
 
 typedef struct {
@@ -165,7 +163,7 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {"name",  "flags", "mode", "max_messages", "max_message_size",
                                         "read", "write"};
-    static const Signature signature = {"MessageQueue", 7, 1, names};
+    static const Signature signature = {"MessageQueue", names, 7, 1, 7};
     PyObject *bound[7];
     State *state = state_of(op);
     if (state == NULL || args_bind_init(&signature, args, kwargs, bound) < 0) {
@@ -190,7 +188,8 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
     do {
         Py_CLEAR(name);
         Py_CLEAR(encoded);
-        if (args_name_for(bound[0], request.flags, &name, &encoded) < 0 || check_name(name, encoded) < 0) {
+        if (args_name_for(bound[0], request.flags, &name, &encoded) < 0 || check_name(name, encoded) < 0 ||
+            audit_open(KIND_MESSAGE_QUEUE, request.flags, name) < 0) {
             goto done;
         }
         request.name = PyBytes_AS_STRING(encoded);
@@ -226,7 +225,8 @@ message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
     if (args_name(arg, &name, &encoded) < 0) {
         return -1;
     }
-    if (check_access(&request) < 0 || check_name(name, encoded) < 0 || (handle = handle_new(release_handle)) == NULL) {
+    if (check_access(&request) < 0 || check_name(name, encoded) < 0 || (handle = handle_new(release_handle)) == NULL ||
+        audit_open(KIND_MESSAGE_QUEUE, 0, name) < 0) {
         goto error;
     }
     request.name = PyBytes_AS_STRING(encoded);
@@ -415,7 +415,7 @@ static PyObject *
 message_queue_send(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[] = {"message", "timeout", "priority"};
-    static const Signature signature = {"send", 3, 1, names};
+    static const Signature signature = {"send", names, 3, 1, 3};
     PyObject *bound[3];
     int64_t timeout = FOREVER, priority = 0;
     if (args_bind(&signature, args, nargs, kwnames, bound) < 0 || args_timeout(bound[1], &timeout) < 0 ||
@@ -498,20 +498,85 @@ message_from_buffer(MessageQueueObject *self, PyObject *buffer, Py_ssize_t lengt
     return buffer;
 }
 
-/* (message, priority). Consumes the message. */
+/* (message, priority). Consumes the message, which may be NULL with an exception set. */
 static PyObject *
 pair_with_priority(PyObject *message, unsigned priority)
 {
-    PyObject *number = PyLong_FromUnsignedLong(priority);
+    PyObject *number = message != NULL ? PyLong_FromUnsignedLong(priority) : NULL;
     PyObject *pair = number != NULL ? PyTuple_New(2) : NULL;
     if (pair == NULL) {
         Py_XDECREF(number);
-        Py_DECREF(message);
+        Py_XDECREF(message);
         return NULL;
     }
     PyTuple_SET_ITEM(pair, 0, message);
     PyTuple_SET_ITEM(pair, 1, number);
     return pair;
+}
+
+/* Takes a message out of the kernel: into `target`, or, if its buffer is NULL, into new bytes. 0 or an errno; ENOBUFS:
+ * `target` is too short, `received` says what it takes; ENOMEM: with MemoryError set. On success *message is a reference to the bytes, if any. */
+static int
+receive_message(MessageQueueObject *self, Transfer *transfer, int64_t timeout, PyObject **message)
+{
+    int error = 0;
+    PyObject *bytes = NULL;
+    Handle *pinned = NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    Handle *handle = self->handle;
+    if (handle == NULL) {
+        error = EBADF;
+    }
+    else if (!self->read) {
+        error = EPERM;
+    }
+    else if (transfer->buffer == NULL) {
+        bytes = take_buffer(self);
+        error = bytes == NULL ? ENOMEM : 0;
+        transfer->buffer = bytes != NULL ? PyBytes_AS_STRING(bytes) : NULL;
+        transfer->size = bytes != NULL ? (size_t)PyBytes_GET_SIZE(bytes) : 0;
+    }
+    else if (transfer->size < (size_t)self->max_message_size) {
+        error = ENOBUFS;
+        transfer->received = self->max_message_size;
+    }
+    if (error == 0) {
+        transfer->descriptor = handle->descriptor;
+        error = transfer_try(transfer);
+        if (would_wait(error, timeout)) {
+            handle_pin(handle);
+            pinned = handle;
+        }
+    }
+    Py_END_CRITICAL_SECTION();
+    if (pinned != NULL) {
+        error = transfer_pinned(self, pinned, transfer, timeout);
+    }
+    if (error != 0 && bytes != NULL) {
+        keep_buffer(self, bytes);
+    }
+    else {
+        *message = bytes;
+    }
+    return error;
+}
+
+static PyObject *
+raise_receive(MessageQueueObject *self, int error, const Transfer *transfer)
+{
+    if (error == ENOMEM && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (error == EPERM) {
+        return named_raise(&self->head, EPERM, "mq_receive", "this handle was opened with read=False");
+    }
+    if (error == ENOBUFS) {
+        char reason[100];
+        PyOS_snprintf(reason, sizeof(reason), "the buffer has %zu bytes, max_message_size is %zd", transfer->size,
+                      transfer->received);
+        return named_raise(&self->head, EMSGSIZE, "mq_receive", reason);
+    }
+    return raise_transfer(self, error, false);
 }
 
 PyDoc_STRVAR(receive_doc,
@@ -530,56 +595,51 @@ static PyObject *
 message_queue_receive(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[] = {"timeout"};
-    static const Signature signature = {"receive", 1, 0, names};
+    static const Signature signature = {"receive", names, 1, 0, 1};
     MessageQueueObject *self = (MessageQueueObject *)op;
     PyObject *bound[1];
     int64_t timeout = FOREVER;
     if (args_bind(&signature, args, nargs, kwnames, bound) < 0 || args_timeout(bound[0], &timeout) < 0) {
         return NULL;
     }
-    int error = 0;
-    bool no_memory = false;
-    PyObject *buffer = NULL;
-    Handle *pinned = NULL;
     Transfer transfer = {.sending = false};
-    Py_BEGIN_CRITICAL_SECTION(self);
-    Handle *handle = self->handle;
-    if (handle == NULL) {
-        error = EBADF;
+    PyObject *buffer;
+    int error = receive_message(self, &transfer, timeout, &buffer);
+    if (error != 0) {
+        return raise_receive(self, error, &transfer);
     }
-    else if (!self->read) {
-        error = EPERM;
-    }
-    else {
-        buffer = take_buffer(self);
-        no_memory = buffer == NULL;
-    }
-    if (buffer != NULL) {
-        transfer.descriptor = handle->descriptor;
-        transfer.buffer = PyBytes_AS_STRING(buffer);
-        transfer.size = (size_t)PyBytes_GET_SIZE(buffer);
-        error = transfer_try(&transfer);
-        if (would_wait(error, timeout)) {
-            handle_pin(handle);
-            pinned = handle;
-        }
-    }
-    Py_END_CRITICAL_SECTION();
-    if (no_memory) {
+    return pair_with_priority(message_from_buffer(self, buffer, transfer.received), transfer.priority);
+}
+
+PyDoc_STRVAR(receive_into_doc,
+"receive_into($self, /, buffer, timeout=None)\n--\n\n"
+"Like receive(), but write the message into a buffer of the caller's.\n\n"
+"buffer: writable, bytes-like, of max_message_size bytes at least (else ValueError).\n"
+"timeout: see receive().\n"
+"Returns (length, priority): the bytes that were written at the start of the buffer, and an int. Raises what receive()\n"
+"raises.\n\n"
+"POSIX.1-2008: mq_receive(), mq_timedreceive().");
+
+static PyObject *
+message_queue_receive_into(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"buffer", "timeout"};
+    static const Signature signature = {"receive_into", names, 2, 1, 2};
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    PyObject *bound[2], *none;
+    int64_t timeout = FOREVER;
+    Py_buffer view;
+    if (args_bind(&signature, args, nargs, kwnames, bound) < 0 || args_timeout(bound[1], &timeout) < 0 ||
+        PyObject_GetBuffer(bound[0], &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    if (pinned != NULL) {
-        error = transfer_pinned(self, pinned, &transfer, timeout);
-    }
-    if (error != 0) {
-        if (buffer != NULL) {
-            keep_buffer(self, buffer);
-        }
-        return error == EPERM ? named_raise(&self->head, EPERM, "mq_receive", "this handle was opened with read=False")
-                              : raise_transfer(self, error, false);
-    }
-    PyObject *message = message_from_buffer(self, buffer, transfer.received);
-    return message != NULL ? pair_with_priority(message, transfer.priority) : NULL;
+    char empty; /* a buffer without bytes may have no address, which would mean another thing */
+    Transfer transfer = {.sending = false, .buffer = view.len > 0 ? view.buf : &empty, .size = (size_t)view.len};
+    int error = receive_message(self, &transfer, timeout, &none);
+    PyObject *result = error != 0 ? raise_receive(self, error, &transfer)
+                                  : pair_with_priority(PyLong_FromSsize_t(transfer.received), transfer.priority);
+    PyBuffer_Release(&view);
+    return result;
 }
 
 /* ---- notification ---- */
@@ -688,7 +748,7 @@ static PyObject *
 message_queue_request_notification(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[] = {"notification"};
-    static const Signature signature = {"request_notification", 1, 0, names};
+    static const Signature signature = {"request_notification", names, 1, 0, 1};
     MessageQueueObject *self = (MessageQueueObject *)op;
     PyObject *bound[1], *name = NULL;
     Request request = {.signal = 0};
@@ -716,21 +776,14 @@ message_queue_request_notification(PyObject *op, PyObject *const *args, Py_ssize
 
 /* ---- other methods ---- */
 
-PyDoc_STRVAR(close_doc,
-"close($self, /)\n--\n\n"
-"Let go of the queue; it lives on, and unlink() still works here. A notification asked for is cancelled.\n\n"
-"A thread that waits on this handle goes on waiting, safely. Raises ExistentialError the second time.\n\n"
-"POSIX.1-2008: mq_close().");
-
 static PyObject *
-message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+close_queue(MessageQueueObject *self, bool quiet)
 {
-    MessageQueueObject *self = (MessageQueueObject *)op;
-    State *state = state_of(op);
+    State *state = state_of((PyObject *)self);
     if (state == NULL) {
         return NULL;
     }
-    message_queue_cancel(state, op);
+    message_queue_cancel(state, (PyObject *)self);
     Handle *handle;
     bool unused = false;
     Py_BEGIN_CRITICAL_SECTION(self);
@@ -743,13 +796,45 @@ message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
         }
     }
     Py_END_CRITICAL_SECTION();
-    if (handle == NULL) {
+    if (handle == NULL && !quiet) {
         return named_raise(&self->head, EBADF, "mq_close", NULL);
     }
     if (unused) {
         handle_free(handle);
     }
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(close_doc,
+"close($self, /)\n--\n\n"
+"Let go of the queue; it lives on, and unlink() still works here. A notification asked for is cancelled.\n\n"
+"A thread that waits on this handle goes on waiting, safely. Raises ExistentialError the second time.\n\n"
+"POSIX.1-2008: mq_close().");
+
+static PyObject *
+message_queue_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return close_queue((MessageQueueObject *)op, false);
+}
+
+PyDoc_STRVAR(enter_doc,
+"__enter__($self, /)\n--\n\n"
+"Return the queue.");
+
+static PyObject *
+message_queue_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return Py_NewRef(self);
+}
+
+PyDoc_STRVAR(exit_doc,
+"__exit__($self, /, *exc_info)\n--\n\n"
+"Do close(), unless that was done already.");
+
+static PyObject *
+message_queue_exit(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
+{
+    return close_queue((MessageQueueObject *)op, true);
 }
 
 PyDoc_STRVAR(unlink_doc,
@@ -761,7 +846,7 @@ PyDoc_STRVAR(unlink_doc,
 static PyObject *
 message_queue_unlink(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return named_unlink((NamedObject *)self, "mq_unlink", mq_unlink);
+    return named_unlink((NamedObject *)self, KIND_MESSAGE_QUEUE);
 }
 
 static int
@@ -935,7 +1020,7 @@ PyDoc_STRVAR(message_queue_doc,
 "max_messages, max_message_size: of a new queue, in messages and bytes. The system allows an unprivileged user 10 and\n"
 "8192 unless fs.mqueue.msg_max and fs.mqueue.msgsize_max are raised, and RLIMIT_MSGQUEUE bytes in all.\n"
 "read, write: what this handle is for; one of them at least.\n\n"
-"The queue outlives its handles and processes until it is unlinked. Handles may be used from several threads at once,\n"
+"`with queue:` does close() at the end. The queue outlives its handles and processes until it is unlinked. Handles may be used from several threads at once,\n"
 "and pickled: that is by name.\n\n"
 "Raises ExistentialError (no such queue, or with O_CREX: it exists), PermissionsError, ValueError (a name or size that\n"
 "cannot be), TypeError, OSError (descriptors, queues or their memory exhausted).\n\n"
@@ -944,11 +1029,15 @@ PyDoc_STRVAR(message_queue_doc,
 static PyMethodDef message_queue_methods[] = {
     {"send", (PyCFunction)(void (*)(void))message_queue_send, METH_FASTCALL | METH_KEYWORDS, send_doc},
     {"receive", (PyCFunction)(void (*)(void))message_queue_receive, METH_FASTCALL | METH_KEYWORDS, receive_doc},
+    {"receive_into", (PyCFunction)(void (*)(void))message_queue_receive_into, METH_FASTCALL | METH_KEYWORDS,
+     receive_into_doc},
     {"request_notification", (PyCFunction)(void (*)(void))message_queue_request_notification,
      METH_FASTCALL | METH_KEYWORDS, request_notification_doc},
     {"close", message_queue_close, METH_NOARGS, close_doc},
     {"unlink", message_queue_unlink, METH_NOARGS, unlink_doc},
     {"fileno", message_queue_fileno, METH_NOARGS, fileno_doc},
+    {"__enter__", message_queue_enter, METH_NOARGS, enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))message_queue_exit, METH_FASTCALL, exit_doc},
     {"__reduce__", message_queue_reduce, METH_NOARGS, reduce_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -977,6 +1066,7 @@ static PyType_Slot message_queue_slots[] = {
     {Py_tp_dealloc, message_queue_dealloc},
     {Py_tp_repr, message_queue_repr},
     {Py_tp_str, named_str},
+    {Py_tp_members, named_members},
     {Py_tp_methods, message_queue_methods},
     {Py_tp_getset, message_queue_getset},
     {0, NULL},

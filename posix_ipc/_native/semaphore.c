@@ -27,14 +27,12 @@ static void
 semaphore_dealloc(PyObject *op)
 {
     SemaphoreObject *self = (SemaphoreObject *)op;
-    PyTypeObject *type = Py_TYPE(op);
+    named_begin_dealloc(&self->head);
     /* Unlike a descriptor, nobody but this object can reach the mapping. */
     if (self->handle != NULL) {
         handle_free(self->handle);
     }
-    named_clear(&self->head);
-    type->tp_free(op);
-    Py_DECREF(type);
+    named_end_dealloc(&self->head);
 }
 
 /* Puts an open semaphore into the object, in place of what it held before. Consumes all it is given. */
@@ -94,7 +92,7 @@ static int
 semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {"name", "flags", "mode", "initial_value"};
-    static const Signature signature = {"Semaphore", 4, 1, names};
+    static const Signature signature = {"Semaphore", names, 4, 1, 4};
     PyObject *bound[4];
     State *state = state_of(op);
     if (state == NULL || args_bind_init(&signature, args, kwargs, bound) < 0) {
@@ -117,7 +115,7 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
     do {
         Py_CLEAR(name);
         Py_CLEAR(encoded);
-        if (args_name_for(bound[0], flags, &name, &encoded) < 0) {
+        if (args_name_for(bound[0], flags, &name, &encoded) < 0 || audit_open(KIND_SEMAPHORE, flags, name) < 0) {
             goto done;
         }
         Py_BEGIN_ALLOW_THREADS
@@ -152,7 +150,7 @@ semaphore_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int Py_
         return -1;
     }
     Handle *handle = handle_new(release_handle);
-    if (handle == NULL) {
+    if (handle == NULL || audit_open(KIND_SEMAPHORE, 0, name) < 0) {
         goto error;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -283,7 +281,7 @@ static PyObject *
 semaphore_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[] = {"timeout"};
-    static const Signature signature = {"acquire", 1, 0, names};
+    static const Signature signature = {"acquire", names, 1, 0, 1};
     int64_t timeout = FOREVER;
     if (nargs != 0 || kwnames != NULL) {
         PyObject *bound[1];
@@ -367,7 +365,7 @@ PyDoc_STRVAR(unlink_doc,
 static PyObject *
 semaphore_unlink(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return named_unlink((NamedObject *)self, "sem_unlink", sem_unlink);
+    return named_unlink((NamedObject *)self, KIND_SEMAPHORE);
 }
 
 PyDoc_STRVAR(reduce_doc,
@@ -454,6 +452,7 @@ static PyType_Slot semaphore_slots[] = {
     {Py_tp_dealloc, semaphore_dealloc},
     {Py_tp_repr, semaphore_repr},
     {Py_tp_str, named_str},
+    {Py_tp_members, named_members},
     {Py_tp_methods, semaphore_methods},
     {Py_tp_getset, semaphore_getset},
     {0, NULL},

@@ -3,15 +3,77 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* The segment in this process's memory. A view outlives the handle's interest in it: when the segment has been resized,
+ * or close() was called, the handle lets go, and the last view takes the mapping with it. */
+typedef struct {
+    void *address;
+    size_t size;
+    size_t users; /* the handle, and each exported view */
+} Mapping;
+
 typedef struct {
     NamedObject head; /* the identity is asked for when it is needed first: most segments are never pickled */
-    int descriptor; /* -1: closed, or never opened */
+    int descriptor;   /* -1: closed, or never opened */
+    Mapping *mapping; /* NULL until somebody looks at the memory */
     bool read_only;
 } SharedMemoryObject;
+
+/* ---- mapping ---- */
+
+/* NULL with errno. */
+static Mapping *
+mapping_new(int descriptor, size_t size, bool read_only)
+{
+    Mapping *mapping = PyMem_RawMalloc(sizeof(*mapping));
+    if (mapping == NULL) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    mapping->address = mmap(NULL, size, read_only ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    if (mapping->address == MAP_FAILED) {
+        int error = errno;
+        PyMem_RawFree(mapping);
+        errno = error;
+        return NULL;
+    }
+    mapping->size = size;
+    mapping->users = 1;
+    return mapping;
+}
+
+/* In the critical section: true when the caller was the last user, who frees it outside. */
+static bool
+mapping_leave(Mapping *mapping)
+{
+    return mapping != NULL && --mapping->users == 0;
+}
+
+static void
+mapping_free(Mapping *mapping)
+{
+    Py_BEGIN_ALLOW_THREADS /* as many page tables to take apart as the segment has pages */
+    munmap(mapping->address, mapping->size);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(mapping);
+}
+
+static void
+leave_mapping(SharedMemoryObject *self, Mapping *mapping)
+{
+    bool last;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    last = mapping_leave(mapping);
+    Py_END_CRITICAL_SECTION();
+    if (last) {
+        mapping_free(mapping);
+    }
+}
 
 /* ---- lifetime ---- */
 
@@ -40,11 +102,12 @@ static void
 shared_memory_dealloc(PyObject *op)
 {
     SharedMemoryObject *self = (SharedMemoryObject *)op;
-    PyTypeObject *type = Py_TYPE(op);
+    named_begin_dealloc(&self->head);
+    if (self->mapping != NULL) { /* the views are gone: each of them kept this object alive */
+        mapping_free(self->mapping);
+    }
     drop_descriptor(self->descriptor, &self->head.identity, self->head.owned);
-    named_clear(&self->head);
-    type->tp_free(op);
-    Py_DECREF(type);
+    named_end_dealloc(&self->head);
 }
 
 /* Puts an open segment into the object, in place of what it held before. Consumes all it is given. */
@@ -53,9 +116,13 @@ install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name
         const Identity *identity, bool owned)
 {
     int old_descriptor;
-    bool old_owned;
+    bool old_owned, unused;
     Identity old_identity;
+    Mapping *old_mapping;
     Py_BEGIN_CRITICAL_SECTION(self);
+    old_mapping = self->mapping;
+    unused = mapping_leave(old_mapping);
+    self->mapping = NULL;
     old_descriptor = self->descriptor;
     old_owned = self->head.owned;
     old_identity = self->head.identity;
@@ -64,6 +131,9 @@ install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name
     named_swap(&self->head, &name, &encoded, mode, identity, owned);
     Py_END_CRITICAL_SECTION();
     drop_descriptor(old_descriptor, &old_identity, old_owned);
+    if (unused) {
+        mapping_free(old_mapping);
+    }
     Py_XDECREF(name);
     Py_XDECREF(encoded);
 }
@@ -80,6 +150,7 @@ typedef struct {
     mode_t mode;
     int64_t size;
     bool read_only;
+    bool reserve;
     /* results */
     int descriptor;
     bool created;
@@ -115,21 +186,50 @@ open_or_create(OpenRequest *request)
     }
 }
 
+/* Allocates every page up to the size, and makes the segment that long if it is shorter; all of it or nothing. */
+static int
+reserve(OpenRequest *request)
+{
+    sigset_t all, before;
+    if (!request->reserve) {
+        return 0;
+    }
+    request->failed = "posix_fallocate";
+    sigfillset(&all); /* a signal would undo what is allocated so far, and a periodic one would do so for ever */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = posix_fallocate(request->descriptor, 0, (off_t)request->size);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+static int
+truncate_to(OpenRequest *request, int64_t size)
+{
+    request->failed = "ftruncate";
+    return ftruncate(request->descriptor, (off_t)size) < 0 ? errno : 0;
+}
+
+/* What can fail comes before what changes an existing segment. */
 static int
 resize(OpenRequest *request)
 {
-    request->failed = "ftruncate";
     if (request->size == 0) {
         return 0;
     }
-    if (ftruncate(request->descriptor, (off_t)request->size) < 0) {
-        return errno;
+    int error = reserve(request);
+    if (error == 0) {
+        error = truncate_to(request, request->size);
     }
-    if ((request->flags & O_TRUNC) && !request->created &&
-        (ftruncate(request->descriptor, 0) < 0 || ftruncate(request->descriptor, (off_t)request->size) < 0)) {
-        return errno;
+    if (error == 0 && (request->flags & O_TRUNC) && !request->created) {
+        error = truncate_to(request, 0);
+        if (error == 0) {
+            error = truncate_to(request, request->size);
+        }
+        if (error == 0) {
+            error = reserve(request); /* room for it there was a moment ago */
+        }
     }
-    return 0;
+    return error;
 }
 
 /* Takes a segment away again that was just made here, unless its name has become another's in the meantime. */
@@ -164,9 +264,9 @@ open_segment(OpenRequest *request)
 static int
 shared_memory_init(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {"name", "flags", "mode", "size", "read_only"};
-    static const Signature signature = {"SharedMemory", 5, 1, names};
-    PyObject *bound[5];
+    static const char *const names[] = {"name", "flags", "mode", "size", "read_only", "reserve"};
+    static const Signature signature = {"SharedMemory", names, 6, 1, 5};
+    PyObject *bound[6];
     State *state = state_of(op);
     if (state == NULL || args_bind_init(&signature, args, kwargs, bound) < 0) {
         return -1;
@@ -177,7 +277,12 @@ shared_memory_init(PyObject *op, PyObject *args, PyObject *kwargs)
     static const Identity unknown;
     if (args_flags(bound[1], &request.flags) < 0 || args_mode(bound[2], &request.mode) < 0 ||
         args_integer(bound[3], "size", 0, INT64_MAX, &request.size) < 0 ||
-        args_bool(bound[4], "read_only", &request.read_only) < 0) {
+        args_bool(bound[4], "read_only", &request.read_only) < 0 ||
+        args_bool(bound[5], "reserve", &request.reserve) < 0) {
+        goto done;
+    }
+    if (request.reserve && request.size == 0) {
+        PyErr_SetString(PyExc_ValueError, "reserve: there is nothing to reserve without a size");
         goto done;
     }
     if (request.size > 0 && request.read_only) {
@@ -187,7 +292,8 @@ shared_memory_init(PyObject *op, PyObject *args, PyObject *kwargs)
     do {
         Py_CLEAR(name);
         Py_CLEAR(encoded);
-        if (args_name_for(bound[0], request.flags, &name, &encoded) < 0) {
+        if (args_name_for(bound[0], request.flags, &name, &encoded) < 0 ||
+            audit_open(KIND_SHARED_MEMORY, request.flags, name) < 0) {
             goto done;
         }
         request.name = PyBytes_AS_STRING(encoded);
@@ -218,6 +324,9 @@ shared_memory_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
     int error;
     if (args_name(arg, &name, &encoded) < 0) {
         return -1;
+    }
+    if (audit_open(KIND_SHARED_MEMORY, 0, name) < 0) {
+        goto error;
     }
     request.name = PyBytes_AS_STRING(encoded);
     Py_BEGIN_ALLOW_THREADS
@@ -272,9 +381,47 @@ shared_memory_fileno(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromLong(read_descriptor(self));
 }
 
+/* Takes the descriptor, and if asked for the mapping, out of the handle and closes them. 0 or an errno. */
+static int
+close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
+{
+    int error = 0;
+    bool unused = false;
+    Mapping *mapping = NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    *descriptor = self->descriptor;
+    self->descriptor = -1;
+    if (mapping_too) {
+        mapping = self->mapping;
+        self->mapping = NULL;
+        unused = mapping_leave(mapping);
+    }
+    Py_END_CRITICAL_SECTION();
+    if (unused) {
+        mapping_free(mapping);
+    }
+    if (*descriptor >= 0) {
+        Py_BEGIN_ALLOW_THREADS /* the last descriptor of an unlinked segment frees its pages */
+        error = close(*descriptor) < 0 && errno != EINTR ? errno : 0; /* EINTR: closed all the same */
+        Py_END_ALLOW_THREADS
+    }
+    return error;
+}
+
+static PyObject *
+close_result(SharedMemoryObject *self, int error, int descriptor)
+{
+    if (error == EBADF) {
+        return PyErr_Format(PyExc_ValueError, "close(%d): the descriptor of %R was closed by somebody else", descriptor,
+                            self);
+    }
+    return error != 0 ? named_raise(&self->head, error, "close", NULL) : Py_NewRef(Py_None);
+}
+
 PyDoc_STRVAR(close_fd_doc,
 "close_fd($self, /)\n--\n\n"
-"Close the descriptor. Memory that is mapped stays mapped; a second call does nothing.\n\n"
+"Close the descriptor. Memory that is mapped stays mapped, and buf goes on giving views of it; a second call does\n"
+"nothing. close() lets go of both.\n\n"
 "This is not done when the object is collected, unless it was made by unpickling or copying. Raises ValueError if the\n"
 "descriptor was closed behind this object's back.\n\n"
 "POSIX.1-2008: close().");
@@ -282,23 +429,49 @@ PyDoc_STRVAR(close_fd_doc,
 static PyObject *
 shared_memory_close_fd(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    SharedMemoryObject *self = (SharedMemoryObject *)op;
-    int descriptor, error = 0;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    descriptor = self->descriptor;
-    self->descriptor = -1;
-    Py_END_CRITICAL_SECTION();
-    if (descriptor < 0) {
-        Py_RETURN_NONE;
+    int descriptor;
+    int error = close_handle((SharedMemoryObject *)op, false, &descriptor);
+    return close_result((SharedMemoryObject *)op, error, descriptor);
+}
+
+PyDoc_STRVAR(close_doc,
+"close($self, /)\n--\n\n"
+"Close the descriptor and let go of the memory; the segment lives on, and unlink() still works here.\n\n"
+"Views of the memory stay usable, and take it with them when the last one goes. A second call does nothing. Raises\n"
+"ValueError if the descriptor was closed behind this object's back.\n\n"
+"POSIX.1-2008: close(), munmap().");
+
+static PyObject *
+shared_memory_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    int descriptor;
+    int error = close_handle((SharedMemoryObject *)op, true, &descriptor);
+    return close_result((SharedMemoryObject *)op, error, descriptor);
+}
+
+PyDoc_STRVAR(enter_doc,
+"__enter__($self, /)\n--\n\n"
+"Return the segment.");
+
+static PyObject *
+shared_memory_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return Py_NewRef(self);
+}
+
+PyDoc_STRVAR(exit_doc,
+"__exit__($self, /, *exc_info)\n--\n\n"
+"Do close().");
+
+static PyObject *
+shared_memory_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    PyObject *result = shared_memory_close(self, NULL);
+    if (result == NULL && nargs > 0 && args[0] != Py_None) { /* the block's exception is the news */
+        PyErr_Clear();
+        return Py_NewRef(Py_None);
     }
-    Py_BEGIN_ALLOW_THREADS /* the last descriptor of an unlinked segment frees its pages */
-    error = close(descriptor) < 0 && errno != EINTR ? errno : 0; /* EINTR: closed all the same */
-    Py_END_ALLOW_THREADS
-    if (error == EBADF) {
-        return PyErr_Format(PyExc_ValueError, "close(%d): the descriptor of %R was closed by somebody else", descriptor,
-                            op);
-    }
-    return error != 0 ? named_raise(&self->head, error, "close", NULL) : Py_NewRef(Py_None);
+    return result;
 }
 
 PyDoc_STRVAR(unlink_doc,
@@ -310,7 +483,7 @@ PyDoc_STRVAR(unlink_doc,
 static PyObject *
 shared_memory_unlink(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return named_unlink((NamedObject *)self, "shm_unlink", shm_unlink);
+    return named_unlink((NamedObject *)self, KIND_SHARED_MEMORY);
 }
 
 PyDoc_STRVAR(reduce_doc,
@@ -346,7 +519,78 @@ shared_memory_repr(PyObject *self)
     return named_repr((NamedObject *)self, "SharedMemory", NULL);
 }
 
+/* ---- buffer ---- */
+
+/* In the critical section: the mapping of the segment as it is now, made anew after a resize. 0 or an errno; EINVAL: the
+ * segment is empty. *unused is a mapping to free. */
+static int
+map_current(SharedMemoryObject *self, Mapping **unused)
+{
+    struct stat status;
+    if (self->descriptor < 0) { /* after close_fd() */
+        return self->mapping != NULL ? 0 : EBADF;
+    }
+    if (fstat(self->descriptor, &status) < 0) {
+        return errno;
+    }
+    if (status.st_size == 0) {
+        return EINVAL;
+    }
+    if (self->mapping == NULL || self->mapping->size != (size_t)status.st_size) {
+        Mapping *fresh = mapping_new(self->descriptor, (size_t)status.st_size, self->read_only);
+        if (fresh == NULL) {
+            return errno;
+        }
+        *unused = mapping_leave(self->mapping) ? self->mapping : NULL;
+        self->mapping = fresh;
+    }
+    return 0;
+}
+
+static int
+shared_memory_getbuffer(PyObject *op, Py_buffer *view, int flags)
+{
+    SharedMemoryObject *self = (SharedMemoryObject *)op;
+    Mapping *mapping = NULL, *unused = NULL;
+    bool read_only = false;
+    int error;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    error = map_current(self, &unused);
+    if (error == 0) {
+        mapping = self->mapping;
+        mapping->users++;
+        read_only = self->read_only;
+    }
+    Py_END_CRITICAL_SECTION();
+    if (unused != NULL) {
+        mapping_free(unused);
+    }
+    view->obj = NULL; /* what the protocol wants where a view is refused */
+    if (error != 0) {
+        named_raise(&self->head, error, "mmap", error == EINVAL ? "the segment is empty" : NULL);
+        return -1;
+    }
+    if (PyBuffer_FillInfo(view, op, mapping->address, (Py_ssize_t)mapping->size, read_only, flags) < 0) {
+        leave_mapping(self, mapping);
+        return -1;
+    }
+    view->internal = mapping;
+    return 0;
+}
+
+static void
+shared_memory_releasebuffer(PyObject *op, Py_buffer *view)
+{
+    leave_mapping((SharedMemoryObject *)op, view->internal);
+}
+
 /* ---- getters ---- */
+
+static PyObject *
+shared_memory_get_buf(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyMemoryView_FromObject(self); /* kept here, it would be a cycle that holds the memory until collected */
+}
 
 static PyObject *
 shared_memory_get_fd(PyObject *self, void *Py_UNUSED(closure))
@@ -367,25 +611,33 @@ shared_memory_get_size(PyObject *op, void *Py_UNUSED(closure))
 }
 
 PyDoc_STRVAR(shared_memory_doc,
-"SharedMemory(name, flags=0, mode=0o600, size=0, read_only=False)\n--\n\n"
+"SharedMemory(name, flags=0, mode=0o600, size=0, read_only=False, *, reserve=False)\n--\n\n"
 "A handle on a named segment of memory that processes share.\n\n"
 "name: str or bytes, \"/\" and up to 255 bytes without another slash; None, with O_CREX, takes a random unused name.\n"
 "flags: 0 opens what exists, O_CREAT creates what does not, O_CREX only creates, O_TRUNC empties what exists.\n"
 "mode: the permissions of a new segment, less the umask.\n"
 "size: bytes; above 0 it resizes the segment, a new one and an existing one alike. A process that touches what another\n"
 "one cut off is killed by SIGBUS.\n"
-"read_only: open for reading only; not to be combined with a size.\n\n"
-"Map it with mmap.mmap(segment.fd, segment.size). The segment outlives its handles and processes until it is unlinked.\n"
-"Handles may be used from several threads at once, and pickled: that is by name.\n\n"
+"read_only: open for reading only; not to be combined with a size.\n"
+"reserve: allocate the memory now, all of it, so that a full /dev/shm is an OSError (ENOSPC) here and not a SIGBUS at the\n"
+"first write. Signals are held back meanwhile.\n\n"
+"The handle exports the memory as a buffer: segment.buf, memoryview(segment), numpy.frombuffer(segment); see also fd. It\n"
+"is mapped when it is looked at first (ValueError if the segment is empty, ExistentialError if it is closed); a view made\n"
+"after a resize has the new size, an older one keeps its own. `with segment:` does close() at the end. The segment\n"
+"outlives its handles and processes until it is unlinked. Handles may be used from several threads at once, and pickled:\n"
+"that is by name.\n\n"
 "Raises ExistentialError (no such segment, or with O_CREX: it exists), PermissionsError, ValueError (a name, size or\n"
 "combination that cannot be), TypeError, OSError (descriptors, inodes or memory exhausted). After a failure an existing\n"
 "segment is as it was, and a new one is gone.\n\n"
-"POSIX.1-2008: shm_open(), ftruncate().");
+"POSIX.1-2008: shm_open(), ftruncate(), posix_fallocate(), mmap().");
 
 static PyMethodDef shared_memory_methods[] = {
     {"fileno", shared_memory_fileno, METH_NOARGS, fileno_doc},
     {"close_fd", shared_memory_close_fd, METH_NOARGS, close_fd_doc},
+    {"close", shared_memory_close, METH_NOARGS, close_doc},
     {"unlink", shared_memory_unlink, METH_NOARGS, unlink_doc},
+    {"__enter__", shared_memory_enter, METH_NOARGS, enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))shared_memory_exit, METH_FASTCALL, exit_doc},
     {"__reduce__", shared_memory_reduce, METH_NOARGS, reduce_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -397,6 +649,9 @@ static PyGetSetDef shared_memory_getset[] = {
      PyDoc_STR("The descriptor of the segment, close-on-exec; -1 after close_fd()."), NULL},
     {"size", shared_memory_get_size, NULL,
      PyDoc_STR("The size of the segment at this instant, in bytes; int. POSIX.1-2008: fstat()."), NULL},
+    {"buf", shared_memory_get_buf, NULL,
+     PyDoc_STR("A new memoryview of the whole segment as it is now, in bytes; writable unless read_only. POSIX.1-2008: "
+               "mmap()."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -407,8 +662,11 @@ static PyType_Slot shared_memory_slots[] = {
     {Py_tp_dealloc, shared_memory_dealloc},
     {Py_tp_repr, shared_memory_repr},
     {Py_tp_str, named_str},
+    {Py_tp_members, named_members},
     {Py_tp_methods, shared_memory_methods},
     {Py_tp_getset, shared_memory_getset},
+    {Py_bf_getbuffer, shared_memory_getbuffer},
+    {Py_bf_releasebuffer, shared_memory_releasebuffer},
     {0, NULL},
 };
 
