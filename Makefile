@@ -12,7 +12,7 @@ test-extra := $(VENV)/.extra-test
 dev-extra := $(VENV)/.extra-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build bench test-pythons clean
+.PHONY: help demo test test-asan test-pythons lint build bench clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ build: $(package) $(test-extra) ## Build the source distribution and, from it, t
 bench: $(package) $(dev-extra) ## Measure against the standard library, posix_ipc 1.3.2 and plain C
 	$(VENV_PYTHON) -m benchmarks
 
+test-asan: $(package) $(test-extra) ## Run the suite on the extension built with address and undefined-behaviour sanitizers
+	tools/test-asan
+
 test-pythons: $(package) $(test-extra) ## Run the suite under every supported Python found on this system
 	tools/test-pythons
 
@@ -51,6 +54,12 @@ $(venv):
 
 $(package): $(venv) pyproject.toml setup.py $(wildcard posix_ipc/*.c posix_ipc/_native/*)
 	$(PIP_INSTALL) --editable .
+	@touch $@
+
+# Some tests use numpy; where it would have to be compiled first, they are skipped.
+$(test-extra): pyproject.toml | $(package)
+	$(PIP_INSTALL) 'posix_ipc[test]'
+	$(PIP_INSTALL) --only-binary numpy numpy || echo 'no numpy for this Python: its tests will be skipped'
 	@touch $@
 
 # The package is there already, so this installs no more than what the extra names.

@@ -357,6 +357,13 @@ def _fill(queue):
         queue.send(b"filling")
 
 
+def _receive_into(queue, *timeout):
+    """Return what receive() would."""
+    buffer = bytearray(queue.max_message_size)
+    length, priority = queue.receive_into(buffer, *timeout)
+    return bytes(buffer[:length]), priority
+
+
 def _blocking_calls():
     nothing = lambda handle: None  # noqa: E731
     release, send, receive = (
@@ -370,6 +377,8 @@ def _blocking_calls():
         "with": BlockingCall(SEMAPHORE, nothing, lambda semaphore: semaphore.__enter__(), release),
         "receive()": BlockingCall(MESSAGE_QUEUE, nothing, lambda queue: queue.receive(), send),
         "receive(60)": BlockingCall(MESSAGE_QUEUE, nothing, lambda queue: queue.receive(60), send),
+        "receive_into()": BlockingCall(MESSAGE_QUEUE, nothing, lambda queue: _receive_into(queue), send),
+        "receive_into(60)": BlockingCall(MESSAGE_QUEUE, nothing, lambda queue: _receive_into(queue, 60), send),
         "send()": BlockingCall(MESSAGE_QUEUE, _fill, lambda queue: queue.send(b"waiting"), receive),
         "send(60)": BlockingCall(MESSAGE_QUEUE, _fill, lambda queue: queue.send(b"waiting", 60), receive),
     }
@@ -405,7 +414,7 @@ class Waiter(threading.Thread):
 
     def __init__(self, call, handle):
         super().__init__(daemon=True)
-        self._call, self._handle = call, handle
+        self._blocking_call, self._subject = call, handle
         self.result = self.error = None
         self.start()
         wait_until(self._is_blocked)
@@ -418,7 +427,7 @@ class Waiter(threading.Thread):
 
     def run(self):
         try:
-            self.result = self._call(self._handle)
+            self.result = self._blocking_call(self._subject)
         except BaseException as error:  # it is the outcome
             self.error = error
 

@@ -90,6 +90,11 @@ MESSAGE = [
     *rows(ValueError, "\ud800", b"x" * 65, "x" * 65, "é" * 33, bytearray(10**6), closed_map(), released_view()),
     *rows(BufferError, memoryview(b"abcdef")[::2]),
 ]
+BUFFER = [
+    *rows(TypeError, None, 3, 3.5, "x" * 64, [], (), {}, object(), bytearray, Unhelpful()),
+    *rows(BufferError, b"x" * 64, memoryview(b"x" * 64), memoryview(bytearray(128))[::2]),
+    *rows(ValueError, bytearray(), bytearray(63), closed_map(), released_view()),
+]
 NOTIFICATION = [
     *rows(ValueError, "x", b"x", 1.5, [], {}, object(), Unhelpful(), Misleading(), print),
     *rows(ValueError, (), (print,), (print, 1, 2), (1, 2), (None, None), [print, 1], ("print", 1)),
@@ -116,9 +121,11 @@ ARGUMENTS = {
         "mode": MODE,
         "size": [*NO_INTEGER, *rows(ValueError, -1, *HUGE)],
         "read_only": NO_BOOL,
+        "reserve": NO_BOOL,
     },
     "SharedMemory.fileno": {},
     "SharedMemory.close_fd": {},
+    "SharedMemory.close": {},
     "SharedMemory.unlink": {},
     "MessageQueue": {
         "name": [*NAME, *rows(ValueError, "without-slash", b"without-slash", ".")],
@@ -135,6 +142,7 @@ ARGUMENTS = {
         "priority": [*NO_INTEGER, *rows(ValueError, -1, posix_ipc.QUEUE_PRIORITY_MAX + 1, 2**31, 2**32, *HUGE)],
     },
     "MessageQueue.receive": {"timeout": TIMEOUT},
+    "MessageQueue.receive_into": {"buffer": BUFFER, "timeout": TIMEOUT},
     "MessageQueue.request_notification": {"notification": NOTIFICATION},
     "MessageQueue.fileno": {},
     "MessageQueue.close": {},
@@ -145,11 +153,12 @@ ARGUMENTS = {
 }
 
 # Arguments without which a call is not complete.
-REQUIRED = {"message": b"x", "name": "/x"}
+REQUIRED = {"message": b"x", "name": "/x", "buffer": bytearray(64)}
 
 # ---- the handles: {member: (outcome on a closed one, outcome on one that was never opened)} ----
 
 WORKS = "gives what it gave before"
+ITSELF = "gives the handle"
 
 HANDLES = {
     "Semaphore.name": (WORKS, None),
@@ -165,9 +174,13 @@ HANDLES = {
     "SharedMemory.mode": (0o600, 0),
     "SharedMemory.fd": (-1, -1),
     "SharedMemory.size": (ExistentialError, ExistentialError),
+    "SharedMemory.buf": (ExistentialError, ExistentialError),
     "SharedMemory.fileno": (-1, -1),
     "SharedMemory.close_fd": (None, None),
+    "SharedMemory.close": (None, None),
     "SharedMemory.unlink": (None, ExistentialError),
+    "SharedMemory.__enter__": (ITSELF, ITSELF),
+    "SharedMemory.__exit__": (None, None),
     "MessageQueue.name": (WORKS, None),
     "MessageQueue.mode": (0o600, 0),
     "MessageQueue.mqd": (-1, -1),
@@ -177,10 +190,13 @@ HANDLES = {
     "MessageQueue.current_messages": (ExistentialError, ExistentialError),
     "MessageQueue.send": (ExistentialError, ExistentialError),
     "MessageQueue.receive": (ExistentialError, ExistentialError),
+    "MessageQueue.receive_into": (ExistentialError, ExistentialError),
     "MessageQueue.request_notification": (ExistentialError, ExistentialError),
     "MessageQueue.fileno": (-1, -1),
     "MessageQueue.close": (ExistentialError, ExistentialError),
     "MessageQueue.unlink": (None, ExistentialError),
+    "MessageQueue.__enter__": (ITSELF, ITSELF),
+    "MessageQueue.__exit__": (None, None),
 }
 
 WRITABLE = {"MessageQueue.block"}
@@ -339,8 +355,9 @@ def outcome_of(handle, member):
         if is_property(f"{base_of(handle)}.{member}"):
             return getattr(handle, member)
         method = getattr(handle, member)
-        arguments = (None, None, None) if member == "__exit__" else ()
-        return method(*arguments, **({"message": b"x"} if member == "send" else {}))
+        arguments = {"__exit__": (None, None, None), "send": (b"x",), "receive_into": (bytearray(64),)}.get(member, ())
+        value = method(*arguments)
+        return ITSELF if value is handle else value
     except Exception as error:
         return type(error)
 
@@ -462,7 +479,11 @@ def timeout_that_closes_the_semaphore():
 
 
 def timeout_that_closes_the_queue():
-    for call in (lambda queue, timeout: queue.send(b"x", timeout), lambda queue, timeout: queue.receive(timeout)):
+    for call in (
+        lambda queue, timeout: queue.send(b"x", timeout),
+        lambda queue, timeout: queue.receive(timeout),
+        lambda queue, timeout: queue.receive_into(bytearray(64), timeout),
+    ):
         queue = opened(MESSAGE_QUEUE)
         expect(ExistentialError, call, queue, Acts(queue.close))
 
@@ -503,6 +524,21 @@ def buffer_that_is_resized_while_it_is_sent():
     queue, message = opened(MESSAGE_QUEUE), bytearray(b"abc")
     queue.send(message, Acts(message.clear))
     assert queue.receive(0) == (b"", 0)
+
+
+def buffer_that_is_resized_while_it_is_received_into():
+    queue, buffer = opened(MESSAGE_QUEUE), bytearray(64)
+    queue.send(b"abc")
+    expect(ValueError, queue.receive_into, buffer, Acts(buffer.clear))
+    assert queue.receive(0) == (b"abc", 0)
+
+
+def argument_that_views_and_closes_the_segment():
+    segment = opened(SHARED_MEMORY)
+    view = segment.buf
+    expect(ExistentialError, segment.__init__, "/missing", Acts(segment.close))
+    view[0] = 1
+    expect(ExistentialError, memoryview, segment)
 
 
 def deep_inheritance_without_init():
@@ -550,6 +586,8 @@ CRASHES = [
     argument_that_opens_the_handle_itself,
     argument_that_empties_the_keywords,
     buffer_that_is_resized_while_it_is_sent,
+    buffer_that_is_resized_while_it_is_received_into,
+    argument_that_views_and_closes_the_segment,
     deep_inheritance_without_init,
     calls_with_a_foreign_self,
     init_of_another_type,

@@ -453,7 +453,7 @@ def receive_without_memory(name):
         for size in (1 << 16, 8192, 4000, 2000, 1000):
             try:
                 while True:
-                    hoard.append(bytearray(size))
+                    hoard.append(bytes(size))
             except MemoryError:
                 pass
         for timeout in (None, 0, 10):
@@ -495,7 +495,7 @@ def all_calls_without_memory(*names):
             for size in (1 << 16, 4000, 1000, 500, 200, 64, 32):
                 try:
                     while True:
-                        hoard.append(bytearray(size))
+                        hoard.append(bytes(size))
                 except MemoryError:
                     pass
             for call in calls:

@@ -23,6 +23,8 @@ import posix_ipc
 from posix_ipc import MessageQueue, Semaphore, SharedMemory
 from posix_ipc._ext import _raise_errno, _rebuild
 
+pytestmark = pytest.mark.no_sanitizer
+
 # ---- what is measured ----
 
 
@@ -155,6 +157,8 @@ class World:
         self.missing, self.new = self.names(), self.names()
         self.only_read = make_queue(self.queue.name, 0, write=False)
         self.only_write = make_queue(self.queue.name, 0, read=False)
+        self.read_only_segment = make_segment(self.segment.name, 0, read_only=True)
+        self.buffer = bytearray(64)
         self.not_blocking = make_queue(flags=posix_ipc.O_CREX | posix_ipc.O_NONBLOCK)
         self.pickles = [pickle.dumps(handle) for handle in self.handles]
         self.gone = make_semaphore(), make_segment(), make_queue()
@@ -339,6 +343,49 @@ def send(world, *args, **kwargs):
     world.queue.receive(0)
 
 
+def receive_into(world, *args, **kwargs):
+    world.queue.send(b"x")
+    world.queue.receive_into(*args, **kwargs)
+
+
+def enter_a_queue(world):
+    with pickle.loads(world.pickles[2]) as queue:
+        queue.send(b"x")
+        queue.receive(0)
+
+
+def reserve_a_new_one(world):
+    segment = SharedMemory(world.new, posix_ipc.O_CREX, size=8192, reserve=True)
+    segment.unlink()
+    segment.close()
+
+
+def view_in_all_sizes(segment):
+    """Each of the views keeps a mapping of its own."""
+    views = []
+    for size in (4096, 8192, 64):
+        os.ftruncate(segment.fd, size)
+        views.append(segment.buf)
+    os.ftruncate(segment.fd, 0)
+    fails(memoryview, segment)
+    os.ftruncate(segment.fd, 64)
+
+
+def close_under_views(world):
+    segment = pickle.loads(world.pickles[1])
+    views = [segment.buf, memoryview(segment)]
+    segment.close()
+    segment.close()
+    fails(memoryview, segment)
+    views[0][0] = 1
+
+
+def leave_with_views(world):
+    with pickle.loads(world.pickles[1]) as segment:
+        view = segment.buf
+    assert view.nbytes == 64
+
+
 def get(attribute):
     return lambda handle: getattr(handle, attribute)
 
@@ -469,14 +516,35 @@ CALLS = {
     "Semaphore.value": [*on_all_states(0, get("value")), *cannot_be_set(0, "value")],
     # SharedMemory
     **{f"SharedMemory.{attribute}": calls for attribute, calls in common(1).items()},
-    "SharedMemory.__init__": constructor(
-        SHARED_MEMORY,
-        [
-            *({"size": bad} for bad in (-1, 2**63, 2**70, "1", 1.5, STRANGE)),
-            *({"size": 0, "read_only": bad} for bad in ("yes", 1.5, STRANGE)),
-            {"size": 10, "read_only": True},
-        ],
-    ),
+    "SharedMemory.__init__": [
+        reserve_a_new_one,
+        lambda world: fails(SharedMemory, world.new, posix_ipc.O_CREX, size=2**62, reserve=True),
+        *constructor(
+            SHARED_MEMORY,
+            [
+                *({"size": bad} for bad in (-1, 2**63, 2**70, "1", 1.5, STRANGE)),
+                *({"size": 0, "read_only": bad} for bad in ("yes", 1.5, STRANGE)),
+                {"size": 10, "read_only": True},
+                {"size": 0, "reserve": True},
+                *({"reserve": bad} for bad in ("yes", 1.5, STRANGE)),
+            ],
+        ),
+    ],
+    "SharedMemory.buf": [
+        *on_all_states(1, get("buf")),
+        *on_all_states(1, memoryview),
+        lambda world: bytes(world.segment),
+        lambda world: world.segment.buf[1:3].cast("H"),
+        lambda world: view_in_all_sizes(world.segment),
+        lambda world: fails(setattr, world.segment, "buf", b""),
+        lambda world: fails(world.queue.receive_into, world.read_only_segment),  # BufferError
+    ],
+    "SharedMemory.close": [
+        close_under_views,
+        *(lambda world, states=states: getattr(world, states)[1].close() for states in ("closed", "unopened")),
+    ],
+    "SharedMemory.__enter__": [leave_with_views, lambda world: world.closed[1].__enter__()],
+    "SharedMemory.__exit__": [leave_with_views, lambda world: world.unopened[1].__exit__(None, None, None)],
     "SharedMemory.fd": [*on_all_states(1, get("fd"), closed=works), *cannot_be_set(1, "fd")],
     "SharedMemory.fileno": on_all_states(1, lambda segment: segment.fileno(), closed=works),
     "SharedMemory.size": [*on_all_states(1, get("size")), *cannot_be_set(1, "size")],
@@ -520,6 +588,25 @@ CALLS = {
         lambda world: fails(world.unopened[2].receive),
         *(lambda world, bad=bad: fails(world.queue.receive, bad) for bad in BAD_TIMEOUTS),
     ],
+    "MessageQueue.receive_into": [
+        lambda world: receive_into(world, world.buffer),
+        lambda world: receive_into(world, buffer=memoryview(bytearray(100))[20:]),
+        lambda world: receive_into(world, world.segment, timeout=0),
+        lambda world: fails(world.empty_queue.receive_into, world.buffer, 0),
+        lambda world: fails(world.empty_queue.receive_into, world.segment, 0.00001),
+        lambda world: fails(world.not_blocking.receive_into, world.buffer),
+        lambda world: interrupt(world.empty_queue.receive_into, world.buffer, 0.05),
+        lambda world: fails(world.only_write.receive_into, world.buffer),
+        lambda world: fails(world.closed[2].receive_into, world.buffer),
+        lambda world: fails(world.unopened[2].receive_into, world.buffer),
+        *(
+            lambda world, bad=bad: fails(world.queue.receive_into, bad)
+            for bad in (None, 3, "x" * 64, b"x" * 64, bytearray(63), memoryview(bytearray(128))[::2], STRANGE)
+        ),
+        *(lambda world, bad=bad: fails(world.queue.receive_into, world.buffer, bad) for bad in BAD_TIMEOUTS),
+    ],
+    "MessageQueue.__enter__": [enter_a_queue, lambda world: world.closed[2].__enter__()],
+    "MessageQueue.__exit__": [enter_a_queue, lambda world: world.unopened[2].__exit__(None, None, None)],
     "MessageQueue.request_notification": [
         be_called,
         fail_in_the_callback,
@@ -613,7 +700,8 @@ def public_calls():
 
 
 def is_no_call(attribute):
-    return attribute in ("__doc__", "__module__")
+    """The buffer's methods are names that Python has, since 3.12, for what memoryview() does: see SharedMemory.buf."""
+    return attribute in ("__doc__", "__module__", "__buffer__", "__release_buffer__")
 
 
 def test_every_public_call_has_a_leak_test():

@@ -9,6 +9,7 @@ import os
 import select
 import selectors
 import signal
+import sys
 import threading
 import time
 import tracemalloc
@@ -17,11 +18,14 @@ import pytest
 from support import (
     MESSAGE_QUEUE,
     SMALL_QUEUE,
+    Waiter,
     finish,
     libc,
+    mappings,
     open_fds,
     run_python,
     start_python,
+    threads,
     wait_until,
     wait_until_blocked,
     wait_until_ready,
@@ -417,6 +421,212 @@ def test_close_while_another_thread_waits(waiting, timeout):
     assert set(open_fds()) <= set(before)
 
 
+# ---- receive_into ----
+
+
+class Target:
+    """A writable buffer of 64 bytes or more, and how to read what is in it."""
+
+    def __init__(self, buffer, read=bytes):
+        self.buffer, self.read = buffer, read
+
+
+def numpy_target():
+    numpy = pytest.importorskip("numpy")
+    return Target(numpy.zeros((8, 8), "u1"), lambda array: array.tobytes())
+
+
+TARGETS = {
+    "bytearray": lambda: Target(bytearray(64)),
+    "memoryview": lambda: Target(memoryview(bytearray(64))),
+    "slice": lambda: Target(memoryview(bytearray(100))[10:90]),
+    "array of ints": lambda: Target(array.array("I", bytes(64)), array.array.tobytes),
+    "ctypes array": lambda: Target((ctypes.c_char * 64)()),
+    "ctypes structures": lambda: Target((Point * 20)()),
+    "memory map": lambda: Target(mapped(bytes(64)), lambda memory: memory[:]),
+    "two-dimensional view": lambda: Target(memoryview(bytearray(64)).cast("B", (8, 8))),
+    "numpy array": numpy_target,
+}
+
+
+@pytest.mark.parametrize("kind_of_target", TARGETS)
+@pytest.mark.parametrize("message", [b"hello", b"", b"x" * 64], ids=("short", "empty", "longest"))
+def test_received_into(queue, kind_of_target, message):
+    q, target = queue(), TARGETS[kind_of_target]()
+    size = memoryview(target.buffer).nbytes
+    memoryview(target.buffer).cast("B")[:] = b"-" * size
+    q.send(message, priority=3)
+    received = q.receive_into(target.buffer)
+    assert received == (len(message), 3)
+    assert [type(part) for part in received] == [int, int]
+    assert type(received) is tuple
+    assert target.read(target.buffer) == message + b"-" * (size - len(message))  # nothing but the message is written
+    assert q.current_messages == 0
+
+
+def test_received_into_shared_memory(queue, segment):
+    """From one kernel object to another, and not into a segment that may not be written."""
+    q, shm = queue(), segment(size=100)
+    for target in (shm, shm.buf, shm.buf[10:]):
+        q.send(b"shared")
+        assert q.receive_into(target) == (6, 0)
+    assert os.pread(shm.fd, 100, 0) == b"shared".ljust(10, b"\0") + b"shared".ljust(90, b"\0")
+    q.send(b"kept")
+    with pytest.raises(BufferError):
+        q.receive_into(segment(shm.name, flags=0, read_only=True))
+    with pytest.raises(ValueError, match="empty"):
+        q.receive_into(segment(size=0))
+    shm.close()
+    with pytest.raises(posix_ipc.ExistentialError):
+        q.receive_into(shm)
+    assert q.receive(0) == (b"kept", 0)
+
+
+def test_arguments_of_receive_into(queue):
+    q = queue()
+    for call in (
+        lambda buffer: q.receive_into(buffer),
+        lambda buffer: q.receive_into(buffer=buffer),
+        lambda buffer: q.receive_into(buffer, None),
+        lambda buffer: q.receive_into(buffer, 60),
+        lambda buffer: q.receive_into(timeout=0, buffer=buffer),
+    ):
+        q.send(b"abc", priority=1)
+        buffer = bytearray(64)
+        assert call(buffer) == (3, 1)
+        assert buffer[:4] == b"abc\0"
+
+
+def test_received_into_by_priority(queue):
+    q, buffer = queue(max_messages=3), bytearray(64)
+    for priority in (1, QUEUE_PRIORITY_MAX, 2):
+        q.send(str(priority), priority=priority)
+    received = [q.receive_into(buffer) for _ in range(3)]
+    assert received == [(len(str(priority)), priority) for priority in (QUEUE_PRIORITY_MAX, 2, 1)]
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 60], ids=repr)
+@pytest.mark.parametrize("filled", [False, True], ids=("empty queue", "message there"))
+@pytest.mark.parametrize("size", [0, 1, 63])
+def test_buffer_that_is_too_small(queue, size, filled, timeout):
+    """However short the message: the system asks for room for the longest. It is known at once, and nothing is lost."""
+    q, buffer = queue(), bytearray(b"-" * size)
+    if filled:
+        q.send(b"")
+    with pytest.raises(ValueError, match=f"{size} bytes.*64") as caught:
+        q.receive_into(buffer, timeout)
+    assert q.name in str(caught.value)
+    assert buffer == b"-" * size
+    assert q.current_messages == filled
+
+
+def test_size_is_counted_in_bytes(queue):
+    q = queue()
+    q.send(b"x")
+    with pytest.raises(ValueError, match="60 bytes"):
+        q.receive_into(array.array("I", bytes(60)))
+    assert q.receive_into(array.array("I", bytes(64))) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "error"),
+    [
+        (b"x" * 64, BufferError),
+        (memoryview(bytearray(64)).toreadonly(), BufferError),
+        (memoryview(bytearray(128))[::2], BufferError),
+        ("x" * 64, TypeError),
+        (64, TypeError),
+        (None, TypeError),
+    ],
+    ids=("bytes", "read-only view", "gaps", "str", "int", "None"),
+)
+def test_buffer_that_cannot_be_written(queue, buffer, error):
+    q = queue()
+    q.send(b"kept")
+    for timeout in (None, 0):
+        with pytest.raises(error):
+            q.receive_into(buffer, timeout)
+    assert q.receive(0) == (b"kept", 0)
+
+
+@pytest.mark.parametrize("timeout", [0, 1e-9, 0.02], ids=repr)
+def test_empty_queue_leaves_the_buffer_alone(queue, timeout):
+    q, buffer = queue(), bytearray(b"-" * 64)
+    began = time.monotonic()
+    with pytest.raises(posix_ipc.BusyError) as caught:
+        q.receive_into(buffer, timeout)
+    assert time.monotonic() - began >= timeout
+    assert caught.value.name == q.name
+    assert buffer == b"-" * 64
+    buffer.append(1)  # BufferError while someone holds it
+    q.block = False
+    with pytest.raises(posix_ipc.BusyError):
+        q.receive_into(buffer)
+
+
+def test_receive_into_on_a_queue_for_writing_alone(queue):
+    """That comes before a buffer that is too small."""
+    q = queue(read=False)
+    q.send(b"x")
+    for buffer in (bytearray(64), bytearray()):
+        with pytest.raises(posix_ipc.PermissionsError) as caught:
+            q.receive_into(buffer)
+        assert caught.value.name == q.name
+        buffer.append(1)
+    assert q.current_messages == 1
+
+
+def test_receive_into_on_a_closed_queue(queue):
+    q, buffer = queue(), bytearray(64)
+    q.close()
+    for timeout in (None, 0, 60):
+        with pytest.raises(posix_ipc.ExistentialError, match="closed") as caught:
+            q.receive_into(buffer, timeout)
+        assert (caught.value.errno, caught.value.name) == (errno.EBADF, q.name)
+    buffer.append(1)
+
+
+@pytest.mark.parametrize("timeout", [None, 60], ids=repr)
+def test_waiting_call_holds_the_buffer(queue, timeout):
+    """Its memory cannot be taken away under the kernel, and is free again afterwards."""
+    q, buffer = queue(), bytearray(64)
+    waiter = Waiter(lambda q: q.receive_into(buffer, timeout), q)
+    with pytest.raises(BufferError):
+        buffer.clear()
+    q.send(b"awaited", priority=2)
+    assert waiter.outcome() is None
+    assert waiter.result == (7, 2)
+    assert buffer == b"awaited".ljust(64, b"\0")
+    buffer.clear()
+
+
+def test_segment_is_closed_while_a_message_is_awaited_into_it(queue, segment):
+    q, shm = queue(), segment(size=64)
+    peer = segment(shm.name, flags=0)
+    inode = os.fstat(shm.fd).st_ino
+    waiter = Waiter(lambda q: q.receive_into(shm, 60), q)
+    shm.close()
+    assert len(mappings(inode)) == 1
+    q.send(b"awaited")
+    assert waiter.outcome() is None
+    assert bytes(peer.buf[:8]) == b"awaited\0"
+    assert len(mappings(inode)) == 1  # the peer's
+    peer.close()
+    assert mappings(inode) == []
+
+
+def test_receiving_into_leaks_nothing(queue):
+    q, buffer = queue(), bytearray(64)
+    before = sys.getrefcount(buffer)
+    for _ in range(1000):
+        q.send(b"x")
+        q.receive_into(buffer)
+        with pytest.raises(posix_ipc.BusyError):
+            q.receive_into(buffer, 0)
+    assert sys.getrefcount(buffer) == before
+    buffer.append(1)
+
+
 # ---- block ----
 
 
@@ -502,6 +712,7 @@ def test_use_after_close(queue):
         q.close,
         q.receive,
         lambda: q.receive(0),
+        lambda: q.receive_into(bytearray(64)),
         lambda: q.send(b"x"),
         lambda: q.send(b"x", 0),
         lambda: q.current_messages,
@@ -564,6 +775,61 @@ def test_descriptor_zero():
         "    else: raise AssertionError('still open')\n"
         "finally: q.unlink()\n"
     )
+
+
+# ---- with ----
+
+
+def test_with_closes(queue):
+    q = queue()
+    descriptor = q.mqd
+    with q as entered:
+        assert entered is q
+        q.send(b"kept")
+    assert q.mqd == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert queue(q.name, flags=0).receive(0) == (b"kept", 0)
+
+
+@pytest.mark.parametrize("exception", [KeyError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("before", ["nothing", "close", "os.close"])
+def test_exception_of_the_block_comes_through(queue, exception, before):
+    """Whatever closing has to say."""
+    q, error = queue(), exception("of the block")
+    with pytest.raises(exception) as caught, q:
+        if before == "close":
+            q.close()
+        elif before == "os.close":
+            os.close(q.mqd)
+        raise error
+    assert caught.value is error
+    assert error.__context__ is None
+    assert q.mqd == -1
+
+
+def test_block_may_close_the_queue(queue):
+    q = queue()
+    with q:
+        q.close()
+        replacement = os.open("/", os.O_RDONLY)
+    os.close(replacement)  # OSError if the queue closed a number that was no longer its own
+    with q:  # closed already, and so it stays
+        assert q.mqd == -1
+    with pytest.raises(posix_ipc.ExistentialError):
+        q.close()
+
+
+def test_with_cancels_the_notification(queue):
+    called, before = [], threads()
+    with queue() as q:
+        q.request_notification((called.append, 1))
+    wait_until(lambda: threads() <= before)
+    peer = queue(q.name, flags=0)
+    peer.request_notification((called.append, 2))  # BusyError while another's is armed
+    peer.send(b"x")
+    wait_until(lambda: called)
+    assert called == [2]
 
 
 # ---- limits ----

@@ -52,13 +52,15 @@ SIGNATURES = {
     "Semaphore.release": "(self, /)",
     "Semaphore.close": "(self, /)",
     "Semaphore.unlink": "(self, /)",
-    "SharedMemory": "(name, flags=0, mode=384, size=0, read_only=False)",
+    "SharedMemory": "(name, flags=0, mode=384, size=0, read_only=False, *, reserve=False)",
     "SharedMemory.fileno": "(self, /)",
     "SharedMemory.close_fd": "(self, /)",
+    "SharedMemory.close": "(self, /)",
     "SharedMemory.unlink": "(self, /)",
     "MessageQueue": "(name, flags=0, mode=384, max_messages=10, max_message_size=8192, read=True, write=True)",
     "MessageQueue.send": "(self, /, message, timeout=None, priority=0)",
     "MessageQueue.receive": "(self, /, timeout=None)",
+    "MessageQueue.receive_into": "(self, /, buffer, timeout=None)",
     "MessageQueue.request_notification": "(self, /, notification=None)",
     "MessageQueue.fileno": "(self, /)",
     "MessageQueue.close": "(self, /)",
@@ -70,7 +72,7 @@ SIGNATURES = {
 
 PROPERTIES = {
     "Semaphore": {"name", "mode", "value"},
-    "SharedMemory": {"name", "mode", "fd", "size"},
+    "SharedMemory": {"name", "mode", "fd", "size", "buf"},
     "MessageQueue": {"name", "mode", "mqd", "block", "max_messages", "max_message_size", "current_messages"},
 }
 
@@ -311,7 +313,7 @@ def test_errors_survive_pickling(number):
 def test_every_argument_by_keyword(kind, names):
     options = {
         SEMAPHORE: {"initial_value": 3},
-        SHARED_MEMORY: {"size": 10, "read_only": False},
+        SHARED_MEMORY: {"size": 10, "read_only": False, "reserve": True},
         MESSAGE_QUEUE: {"max_messages": 2, "max_message_size": 64, "read": True, "write": True},
     }[kind]
     name = names()
@@ -885,6 +887,76 @@ def test_arguments_are_checked_before_anything_is_made(kind, name):
         with pytest.raises(TypeError):
             kind.type(name, O_CREX, **{parameter: "no number"})
         assert not kind.exists(name)
+
+
+# ---- weak references ----
+
+
+@pytest.mark.parametrize("derived", [False, True], ids=("the type itself", "a subclass with slots"))
+def test_weak_reference(kind, make, derived):
+    """It does not keep the handle, and tells its end once, when there is nothing left to use."""
+    created = make()
+    type_ = type("Slotted", (kind.type,), {"__slots__": ()}) if derived else kind.type
+    handle = type_(created.name)
+    descriptor = handle.fileno() if hasattr(handle, "fileno") else None
+    told = []
+    references = [weakref.ref(handle, lambda reference: told.append(reference())), weakref.proxy(handle)]
+    assert references[0]() is handle
+    assert references[1].name == created.name
+    assert weakref.getweakrefcount(handle) == 2
+    finalizer = weakref.finalize(handle, told.append, "final")
+    del handle
+    assert references[0]() is None
+    assert sorted(told, key=str) == [None, "final"]
+    assert not finalizer.alive
+    with pytest.raises(ReferenceError):
+        _ = references[1].name
+    if descriptor is not None:
+        os.close(descriptor)  # a constructor's is not closed with its handle
+    use(kind, created)
+
+
+def test_weak_dictionaries(kind, make):
+    created = make()
+    first, second = pickle.loads(pickle.dumps(created)), pickle.loads(pickle.dumps(created))
+    by_handle = weakref.WeakKeyDictionary({first: 1, second: 2})
+    by_name = weakref.WeakValueDictionary({"first": first, "second": second})
+    assert (by_handle[first], by_handle[second], created in by_handle) == (1, 2, False)
+    del first
+    assert list(by_handle.items()) == [(second, 2)]
+    assert dict(by_name) == {"second": second}
+    del second
+    assert len(by_handle) == len(by_name) == 0
+    assert list(weakref.WeakSet([created])) == [created]
+
+
+def test_weak_reference_to_a_handle_in_no_state_to_be_used(kind, make):
+    """Never opened, failed, closed: the end is told all the same."""
+    closed = make()
+    kind.close_handle(closed)
+    told = []
+    for _, handle in forms_of_no_handle(kind):
+        weakref.finalize(handle, told.append, 1)
+        del handle
+    assert told == [1, 1, 1]
+    with pytest.raises(posix_ipc.ExistentialError):
+        kind.type.__init__(closed, closed.name, O_CREX, **kind.options)
+    assert weakref.ref(closed)() is closed
+
+
+def test_callback_may_use_the_package(kind, make):
+    """It runs in the middle of taking the handle apart."""
+    created, told = make(), []
+
+    def use_another(reference):
+        gc.collect()
+        told.append(pickle.loads(pickle.dumps(created)).name)
+
+    handle = pickle.loads(pickle.dumps(created))
+    reference = weakref.ref(handle, use_another)
+    del handle
+    assert told == [created.name]
+    assert reference() is None
 
 
 # ---- interpreters and builds ----

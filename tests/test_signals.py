@@ -228,6 +228,11 @@ def test_signal_to_a_thread_that_waits(call, handle, handle_signal):
 TIMED_CALLS = {
     "acquire": (SEMAPHORE, lambda semaphore: None, lambda semaphore, timeout: semaphore.acquire(timeout)),
     "receive": (MESSAGE_QUEUE, lambda queue: None, lambda queue, timeout: queue.receive(timeout)),
+    "receive_into": (
+        MESSAGE_QUEUE,
+        lambda queue: None,
+        lambda queue, timeout: queue.receive_into(bytearray(64), timeout),
+    ),
     "send": (MESSAGE_QUEUE, BLOCKING_CALLS["send()"].prepare, lambda queue, timeout: queue.send(b"waiting", timeout)),
 }
 

@@ -92,8 +92,13 @@ def segment_operations(handle, name):
         assert segment.size == 64, "the size of another file"
         assert segment.name == name
 
+    def look(segment=handle):
+        assert segment.buf == bytes(64)
+
     return [
-        *(reopen, reopen, read, read, handle.close_fd, handle.unlink),
+        *(reopen, reopen, read, look, look, handle.close_fd, handle.close, handle.unlink),
+        lambda: handle.__init__(name, posix_ipc.O_CREAT, size=64, reserve=True),
+        lambda: use_copy(handle, look),
         lambda: handle.__init__(name, size=64),
         lambda: use_copy(handle, read),
         lambda: use_pickle(handle, read),
@@ -110,6 +115,11 @@ def queue_operations(handle, name):
     def receive(timeout):
         assert handle.receive(timeout) == (b"of the storm", 7)
 
+    def receive_into(timeout):
+        buffer = bytearray(64)
+        assert handle.receive_into(buffer, timeout) == (12, 7)
+        assert buffer == b"of the storm".ljust(64, b"\0")
+
     def read(queue=handle):
         assert queue.max_message_size == 64
         assert 0 <= queue.current_messages <= 2
@@ -124,6 +134,8 @@ def queue_operations(handle, name):
         lambda: handle.send("of the storm", 0.001, 7),
         lambda: receive(0),
         lambda: receive(0.001),
+        lambda: receive_into(0),
+        lambda: receive_into(0.001),
         lambda: handle.request_notification((len, "in a thread of its own")),
         lambda: handle.request_notification(signal.SIGWINCH),  # which nobody notices
         lambda: handle.request_notification(None),

@@ -134,6 +134,18 @@ named_raise(NamedObject *self, int error, const char *call, const char *reason)
 
 /* ---- what is done by name, each kind in its own way ---- */
 
+#if HAVE_MESSAGE_QUEUES
+static int
+unlink_queue(const char *name)
+{
+    int result = mq_unlink(name);
+    if (result < 0 && errno == EINVAL) { /* a name without a slash in front, which no queue has */
+        errno = ENOENT;
+    }
+    return result;
+}
+#endif
+
 static const struct {
     const char *name; /* in audit events */
     const char *unlink_call;
@@ -142,7 +154,7 @@ static const struct {
     [KIND_SEMAPHORE] = {"semaphore", "sem_unlink", sem_unlink},
     [KIND_SHARED_MEMORY] = {"shared_memory", "shm_unlink", shm_unlink},
 #if HAVE_MESSAGE_QUEUES
-    [KIND_MESSAGE_QUEUE] = {"message_queue", "mq_unlink", mq_unlink},
+    [KIND_MESSAGE_QUEUE] = {"message_queue", "mq_unlink", unlink_queue},
 #endif
 };
 

@@ -161,7 +161,7 @@ typedef struct {
 static int
 open_or_create(OpenRequest *request)
 {
-    int access = (request->read_only ? O_RDONLY : O_RDWR) | NEVER_WAIT;
+    int access = request->read_only ? O_RDONLY : O_RDWR;
     /* Emptying waits until the new size is known to be possible. */
     int truncate = request->size == 0 ? request->flags & O_TRUNC : 0;
     request->failed = "shm_open";
@@ -176,8 +176,14 @@ open_or_create(OpenRequest *request)
                 return errno;
             }
         }
-        request->descriptor = shm_open(request->name, access | truncate, 0);
+        request->descriptor = shm_open(request->name, access | truncate | NEVER_WAIT, 0);
         if (request->descriptor >= 0) {
+            if (NEVER_WAIT != 0 && fcntl(request->descriptor, F_SETFL, 0) < 0) { /* everybody sees the flags */
+                int error = errno;
+                request->failed = "fcntl";
+                close(request->descriptor);
+                return error;
+            }
             return 0;
         }
         if (errno != ENOENT || !(request->flags & O_CREAT)) {
