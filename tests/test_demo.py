@@ -22,8 +22,9 @@ each_method = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @contextlib.contextmanager
 def start(*arguments):
     """Start the program in a session of its own, so that a signal can go to its whole group and to nobody else."""
+    heeding_ctrl_c = ["env", "--default-signal=INT"]  # it is ignored where the tests run in the background of a shell
     with subprocess.Popen(
-        [sys.executable, WORDCOUNT, "--processes", "2", *arguments],
+        [*heeding_ctrl_c, sys.executable, WORDCOUNT, "--processes", "2", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
