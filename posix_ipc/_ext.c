@@ -300,6 +300,11 @@ add_types(PyObject *module, State *state)
         return -1;
     }
 #endif
+#if HAVE_TRACKING
+    if (add_type(module, &state->Journal, &journal_spec) < 0) {
+        return -1;
+    }
+#endif
     return 0;
 }
 
@@ -350,6 +355,7 @@ ext_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->Semaphore);
     Py_VISIT(state->SharedMemory);
     Py_VISIT(state->MessageQueue);
+    Py_VISIT(state->Journal);
     Py_VISIT(state->rebuild);
     return 0;
 }
@@ -362,6 +368,7 @@ ext_clear(PyObject *module)
     Py_CLEAR(state->Semaphore);
     Py_CLEAR(state->SharedMemory);
     Py_CLEAR(state->MessageQueue);
+    Py_CLEAR(state->Journal);
     Py_CLEAR(state->rebuild);
     return 0;
 }
@@ -390,6 +397,24 @@ static PyMethodDef ext_functions[] = {
     {"unlink_message_queue", (PyCFunction)(void (*)(void))unlink_message_queue, METH_FASTCALL | METH_KEYWORDS,
      unlink_message_queue_doc},
     {"_stop_notifications", stop_notifications, METH_NOARGS, stop_notifications_doc},
+#endif
+#if HAVE_TRACKING
+    {"_facts", system_facts, METH_O,
+     PyDoc_STR("_facts($module, descriptor, /)\n--\n\n(device, inode, born in ns, mode, uid, links, size) of what it "
+               "leads to. statx(2).")},
+    {"_facts_at", system_facts_at, METH_O,
+     PyDoc_STR("_facts_at($module, path, /)\n--\n\nThe same by path; a symbolic link is not followed.")},
+    {"_is_locked", system_is_locked, METH_O,
+     PyDoc_STR("_is_locked($module, path, /)\n--\n\nDoes somebody hold an exclusive flock on this file? False also if "
+               "it does not exist.")},
+    {"_rename_noreplace", system_rename_noreplace, METH_VARARGS,
+     PyDoc_STR("_rename_noreplace($module, source, target, /)\n--\n\nRename, unless the target exists. renameat2(2).")},
+    {"_watch", system_watch, METH_O,
+     PyDoc_STR("_watch($module, directory, /)\n--\n\nA descriptor that tells when a file of the directory that was "
+               "open for writing is no longer. inotify(7).")},
+    {"_start_tracker", system_start_tracker, METH_VARARGS,
+     PyDoc_STR("_start_tracker($module, lock, argv, /)\n--\n\nStart a program in a session of its own that holds a "
+               "lock on this file as descriptor 3, unless one does. Waits for nothing that Python does.")},
 #endif
     {"_raise_errno", raise_errno_function, METH_VARARGS, raise_errno_doc},
     {"_rebuild", rebuild, METH_VARARGS, rebuild_doc},

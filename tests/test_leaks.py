@@ -700,7 +700,12 @@ def public_calls():
 
 
 def is_no_call(attribute):
-    """The buffer's methods are names that Python has, since 3.12, for what memoryview() does: see SharedMemory.buf."""
+    """The buffer's methods are names that Python has, since 3.12, for what memoryview() does: see SharedMemory.buf.
+
+    The private methods are what the tracked classes stand on: see test_tracked.py.
+    """
+    if attribute.startswith("_") and not attribute.startswith("__"):
+        return True
     return attribute in ("__doc__", "__module__", "__buffer__", "__release_buffer__")
 
 

@@ -11,6 +11,8 @@
 #include <Python.h>
 #include <structmember.h> /* T_PYSSIZET, which has this name in all versions */
 
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -18,6 +20,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 #include <time.h>
+#include <unistd.h>
 
 /* Named queues exist on other systems too, but nobody has run this code there: Linux only, and said so by a constant. */
 #if defined(__linux__)
@@ -38,6 +41,9 @@
 #define QUEUE_MAX_MESSAGE_SIZE 8192
 #define QUEUE_PRIORITY_LIMIT 32767 /* MQ_PRIO_MAX - 1 */
 
+/* Leases and journals stand on what Linux alone gives: see lease.c. */
+#define HAVE_TRACKING MAP_SEMAPHORE_FILES
+
 #if defined(__APPLE__)
 #define HAVE_SEM_TIMEDWAIT 0
 #define HAVE_SEM_GETVALUE 0
@@ -53,6 +59,7 @@
 #endif
 
 #define SHM_DIRECTORY "/dev/shm/" /* where glibc (since 2.34) and musl keep segments and semaphores */
+#define SHM_PATH_SIZE (sizeof(SHM_DIRECTORY) + NAME_MAX + 1)
 
 /* Where there is an interpreter lock it is the critical section. Python defines these only since 3.13, and there without a
  * use of the argument, which compilers remark on. */
@@ -76,6 +83,7 @@ typedef struct {
     PyTypeObject *Semaphore;
     PyTypeObject *SharedMemory;
     PyTypeObject *MessageQueue;
+    PyTypeObject *Journal;
     PyObject *rebuild;   /* the function that every pickle of a handle names */
     uint8_t boot_id[16]; /* of this host's kernel; zeros where it cannot be read */
     _Atomic(Notifier *) notifier; /* the callbacks armed in this interpreter; a forked child begins with a new one */
@@ -102,6 +110,8 @@ _Static_assert(sizeof(Identity) == 48, "Identity has no padding");
 typedef struct {
     Identity identity;
     mode_t mode;
+    uid_t uid;
+    uint64_t links; /* 0: it has lost its name */
     int64_t size;
 } FileFacts;
 
@@ -112,6 +122,8 @@ void identity_read_boot_id(uint8_t boot_id[16]);
 int identity_facts(int descriptor, FileFacts *facts);
 /* The same of the segment that has this name, without opening it. */
 int identity_of_segment(const char *name, FileFacts *facts);
+/* The same by path, which is not followed if it is a symbolic link. */
+int identity_facts_at(const char *path, FileFacts *facts);
 uint64_t identity_ipc_namespace(void);
 bool identity_same_object(const Identity *a, const Identity *b);
 /* Does `descriptor` still lead to the object? (Its number may have been closed and handed out again.) */
@@ -178,6 +190,53 @@ int args_name(PyObject *arg, PyObject **text, PyObject **encoded);
 /* The name for a constructor with these flags: None takes a new random one, and some flags make no sense. */
 int args_name_for(PyObject *arg, int flags, PyObject **text, PyObject **encoded);
 
+/* ---- journal.c: what this process owns, in a file that outlives it ---- */
+
+typedef struct JournalObject JournalObject;
+
+/* The state of a slot, as it stands in the file. */
+typedef enum {
+    SLOT_FREE = 0,
+    SLOT_INTENT = 1, /* a queue that may exist: it gets its identity only by being made */
+    SLOT_OWNED = 2,  /* goes when its process is dead and nobody leases it */
+    SLOT_CLAIM = 3,  /* stays as long as its process lives */
+} SlotState;
+
+/* False in a child of a fork, where none of the functions below touches anything. */
+bool journal_is_ours(JournalObject *journal);
+/* The index of a new slot, or -1 when there is none free. */
+int journal_add(JournalObject *journal, SlotState state, Kind kind, const char *name, const Identity *identity,
+                bool shared);
+void journal_confirm(JournalObject *journal, int index, const Identity *identity); /* from intent to owned */
+void journal_share(JournalObject *journal, int index);
+void journal_remove(JournalObject *journal, int index);
+SlotState journal_state(JournalObject *journal, int index);
+
+/* ---- lease.c: tracked handles ---- */
+
+/* Where an object stands in a journal: journal is NULL if nowhere. */
+typedef struct {
+    JournalObject *journal; /* a reference */
+    int index;
+} Record;
+
+/* What makes a handle a tracked one. */
+typedef struct {
+    bool active;
+    bool from_pickle;
+    void *lease; /* a page that holds the flock; NULL where something else of the handle does */
+    Record record;
+} Tracking;
+
+#define NO_SLOT EXFULL /* the errno of a journal without a free slot */
+
+/* All return 0 or an errno. */
+int lease_lock(int descriptor);  /* a shared flock; EBUSY: another program keeps it locked */
+int lease_map(int descriptor, void **lease);
+void lease_unmap(void *lease);
+int record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity);
+void record_remove(Record *record); /* the slot, not the reference */
+
 /* ---- handle.c: the head that the three types share, and the pin ---- */
 
 typedef struct {
@@ -187,12 +246,15 @@ typedef struct {
     PyObject *encoded; /* bytes: the name as the kernel sees it */
     mode_t mode;
     Identity identity;
-    bool owned;        /* made by unpickling: what it holds is closed with it */
+    bool owned;        /* made by unpickling, or tracked: what it holds is closed with it */
+    Tracking tracking;
 } NamedObject;
 
 /* Fills in the head under the critical section and gives back, in place, what it replaced. */
 void named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, const Identity *identity,
-                bool owned);
+                bool owned, Tracking *tracking);
+/* What named_swap gave back, outside of the section. */
+void named_drop(PyObject *name, PyObject *encoded, Tracking *tracking);
 /* Every deallocator's first and last call. */
 void named_begin_dealloc(NamedObject *self);
 void named_end_dealloc(NamedObject *self);
@@ -208,6 +270,9 @@ PyObject *named_unlink(NamedObject *self, Kind kind);
 PyObject *unlink_by_name(State *state, PyObject *arg, Kind kind);
 /* The audit event of opening by these flags; with O_CREAT it is that of creating, which cannot be known before. */
 int audit_open(Kind kind, int flags, PyObject *name);
+int audit_unlink(Kind kind, PyObject *name);
+/* 0 or an errno. Where the file of a semaphore or a segment of this name is. */
+int object_path(Kind kind, const char *name, char path[SHM_PATH_SIZE]);
 /* The value of __reduce__. */
 PyObject *named_reduce(NamedObject *self, Kind kind, int options);
 /* "posix_ipc.TYPE("NAME", mode=OCTAL" and `rest`, a str that closes the bracket. */
@@ -241,9 +306,30 @@ void handle_unpin(NamedObject *self, Handle *handle);
 struct timespec clock_after(clockid_t clock, int64_t nanoseconds);
 int64_t clock_remaining(clockid_t clock, const struct timespec *deadline);
 
-/* ---- shm_file.c: files of /dev/shm that get a name only when they are complete ---- */
+/* ---- tracked.c: what the classes of mp_integration stand on ---- */
 
-#define SHM_PATH_SIZE (sizeof(SHM_DIRECTORY) + NAME_MAX + 1)
+#if HAVE_TRACKING
+#define TRACKED_METHODS \
+    {"_share", tracked_share, METH_NOARGS, tracked_share_doc}, \
+    {"_record", tracked_record, METH_VARARGS, tracked_record_doc}, \
+    {"_forget", tracked_forget, METH_NOARGS, tracked_forget_doc},
+#define TRACKED_GETSET \
+    {"_owned", tracked_get_owned, NULL, PyDoc_STR("Does this process's journal say that this process owns it?"), NULL}, \
+    {"_identity", tracked_get_identity, NULL, PyDoc_STR("(device, inode, born in ns)"), NULL},
+extern const char tracked_share_doc[], tracked_record_doc[], tracked_forget_doc[], tracked_unlink_doc[];
+PyObject *tracked_share(PyObject *self, PyObject *ignored);
+PyObject *tracked_record(PyObject *self, PyObject *args);
+PyObject *tracked_forget(PyObject *self, PyObject *ignored);
+PyObject *tracked_get_owned(PyObject *self, void *closure);
+PyObject *tracked_get_identity(PyObject *self, void *closure);
+/* (journal, name, mode, ...): new references to the text and the bytes of the name; borrowed to the rest. */
+int tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject **journal, PyObject **name,
+                             PyObject **encoded, mode_t *mode);
+/* Unlinks by name if the name leads to this very object, silently if it does not, and forgets the record. */
+PyObject *tracked_unlink(NamedObject *self, Kind kind);
+#endif
+
+/* ---- shm_file.c: files of /dev/shm that get a name only when they are complete ---- */
 
 typedef struct {
     int descriptor;
@@ -255,6 +341,8 @@ int shm_file_begin(ShmFile *file, mode_t mode);
 int shm_file_publish(ShmFile *file, const char *path);
 /* Closes; what was not published is gone. Keeps errno. */
 void shm_file_end(ShmFile *file);
+/* Ends it too, but leaves the descriptor open, for the caller. */
+void shm_file_keep(ShmFile *file);
 
 /* ---- semaphore_file.c: a named semaphore in memory ---- */
 
@@ -265,8 +353,10 @@ typedef struct {
     const char *failed; /* the call that did */
 } OpenedSemaphore;
 
-int semaphore_file_open(const char *name, OpenedSemaphore *opened);
-int semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened);
+int semaphore_file_path(const char *name, char path[SHM_PATH_SIZE]);
+int semaphore_file_open(const char *name, OpenedSemaphore *opened, bool leased);
+/* With a record: leased, and written down before it has its name. */
+int semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened, Record *record);
 void semaphore_file_close(sem_t *semaphore);
 
 /* ---- notification.c: callbacks of message queues ---- */
@@ -301,13 +391,23 @@ Handle *message_queue_pin(PyObject *queue, int *descriptor); /* NULL: closed */
 void message_queue_unpin(PyObject *queue, Handle *handle);
 void message_queue_cancel(State *state, PyObject *queue);
 
+/* ---- system.c: system calls that Python does not offer ---- */
+
+PyObject *system_facts(PyObject *module, PyObject *descriptor);
+PyObject *system_facts_at(PyObject *module, PyObject *path);
+PyObject *system_is_locked(PyObject *module, PyObject *path);
+PyObject *system_rename_noreplace(PyObject *module, PyObject *args);
+PyObject *system_watch(PyObject *module, PyObject *path);
+PyObject *system_start_tracker(PyObject *module, PyObject *args);
+
 /* ---- the types ---- */
 
-enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8, OPTIONS_ALL = 15 };
+enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8, OPTION_TRACKED = 16, OPTIONS_ALL = 31 };
 
 extern PyType_Spec semaphore_spec;
 extern PyType_Spec shared_memory_spec;
 extern PyType_Spec message_queue_spec;
+extern PyType_Spec journal_spec;
 
 /* Open what a pickle names, in a fresh object of the type. Never create. 0, or -1 with an exception set. */
 int semaphore_reopen(State *state, PyObject *self, PyObject *name, mode_t mode, int options, const Identity *wanted);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -15,16 +16,33 @@
 /* ---- the head ---- */
 
 void
-named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, const Identity *identity, bool owned)
+named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t mode, const Identity *identity, bool owned,
+           Tracking *tracking)
 {
     PyObject *old_name = self->name, *old_encoded = self->encoded;
+    Tracking old_tracking = self->tracking;
     self->name = *name;
     self->encoded = *encoded;
     self->mode = mode;
     self->identity = *identity;
     self->owned = owned;
+    self->tracking = *tracking;
     *name = old_name;
     *encoded = old_encoded;
+    *tracking = old_tracking;
+}
+
+void
+named_drop(PyObject *name, PyObject *encoded, Tracking *tracking)
+{
+#if HAVE_TRACKING
+    lease_unmap(tracking->lease);
+    Py_XDECREF(tracking->record.journal);
+#else
+    (void)tracking;
+#endif
+    Py_XDECREF(name);
+    Py_XDECREF(encoded);
 }
 
 void
@@ -39,8 +57,7 @@ void
 named_end_dealloc(NamedObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    Py_CLEAR(self->name);
-    Py_CLEAR(self->encoded);
+    named_drop(self->name, self->encoded, &self->tracking);
     type->tp_free(self);
     Py_DECREF(type); /* an instance of a heap type holds a reference to it */
 }
@@ -158,10 +175,35 @@ static const struct {
 #endif
 };
 
+#if HAVE_TRACKING
+int
+object_path(Kind kind, const char *name, char path[SHM_PATH_SIZE])
+{
+    if (kind == KIND_SEMAPHORE) {
+        return semaphore_file_path(name, path);
+    }
+    name += strspn(name, "/"); /* like the C library: "/a", "a" and "//a" are one segment */
+    if (*name == '\0' || strchr(name, '/') != NULL) {
+        return EINVAL;
+    }
+    if (strlen(name) > NAME_MAX) {
+        return ENAMETOOLONG;
+    }
+    snprintf(path, SHM_PATH_SIZE, SHM_DIRECTORY "%s", name);
+    return 0;
+}
+#endif
+
 int
 audit_open(Kind kind, int flags, PyObject *name)
 {
     return PySys_Audit(flags & O_CREAT ? "posix_ipc.create" : "posix_ipc.open", "sO", kinds[kind].name, name);
+}
+
+int
+audit_unlink(Kind kind, PyObject *name)
+{
+    return PySys_Audit("posix_ipc.unlink", "sO", kinds[kind].name, name);
 }
 
 /* Consumes both references. */
@@ -170,7 +212,7 @@ unlink_encoded(State *state, PyObject *name, PyObject *encoded, Kind kind)
 {
     int error;
     PyObject *result = NULL;
-    if (PySys_Audit("posix_ipc.unlink", "sO", kinds[kind].name, name) < 0) {
+    if (audit_unlink(kind, name) < 0) {
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS /* the last name of a large segment frees its pages */
@@ -248,6 +290,7 @@ named_reduce(NamedObject *self, Kind kind, int options)
     Py_XINCREF(name);
     raw = self->identity;
     mode = self->mode;
+    options |= self->tracking.active ? OPTION_TRACKED : 0;
     Py_END_CRITICAL_SECTION();
     if (name == NULL) {
         return raise_closed(state, "__reduce__", NULL);

@@ -51,6 +51,8 @@ facts_by_stat(int descriptor, const char *path, int flags, FileFacts *facts)
     facts->identity.device = (uint64_t)status.st_dev;
     facts->identity.inode = (uint64_t)status.st_ino;
     facts->mode = status.st_mode;
+    facts->uid = status.st_uid;
+    facts->links = (uint64_t)status.st_nlink;
     facts->size = (int64_t)status.st_size;
     return 0;
 }
@@ -69,6 +71,8 @@ read_facts(int descriptor, const char *path, int flags, FileFacts *facts)
             facts->identity.born = (uint64_t)status.stx_btime.tv_sec * 1000000000u + status.stx_btime.tv_nsec;
         }
         facts->mode = status.stx_mode;
+        facts->uid = status.stx_uid;
+        facts->links = status.stx_nlink;
         facts->size = (int64_t)status.stx_size;
         return 0;
     }
@@ -89,6 +93,12 @@ int
 identity_facts(int descriptor, FileFacts *facts)
 {
     return read_facts(descriptor, "", OF_DESCRIPTOR, facts);
+}
+
+int
+identity_facts_at(const char *path, FileFacts *facts)
+{
+    return read_facts(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, facts);
 }
 
 int

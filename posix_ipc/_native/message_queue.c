@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct {
@@ -128,7 +129,7 @@ raise_open(State *state, int error, const OpenRequest *request, PyObject *name)
 /* Puts an open queue into the object, in place of what it held before. Consumes all it is given. */
 static void
 install(MessageQueueObject *self, Handle *handle, const OpenRequest *request, PyObject *name, PyObject *encoded,
-        mode_t mode, bool owned)
+        mode_t mode, bool owned, Tracking tracking)
 {
     Handle *old;
     PyObject *spare;
@@ -148,14 +149,13 @@ install(MessageQueueObject *self, Handle *handle, const OpenRequest *request, Py
     self->max_message_size = request->attributes.mq_msgsize;
     self->read = request->read;
     self->write = request->write;
-    named_swap(&self->head, &name, &encoded, mode, &request->facts.identity, owned);
+    named_swap(&self->head, &name, &encoded, mode, &request->facts.identity, owned, &tracking);
     Py_END_CRITICAL_SECTION();
     if (unused) {
         handle_free(old);
     }
     Py_XDECREF(spare);
-    Py_XDECREF(name);
-    Py_XDECREF(encoded);
+    named_drop(name, encoded, &tracking);
 }
 
 static int
@@ -202,7 +202,8 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
         goto done;
     }
     message_queue_cancel(state, op); /* what was asked of another queue, if this is not the first __init__ */
-    install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false);
+    install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false,
+            (Tracking){.active = false});
     handle = NULL;
     name = encoded = NULL;
     result = 0;
@@ -214,11 +215,41 @@ done:
     return result;
 }
 
-int
-message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int options, const Identity *wanted)
+/* 0 or an errno: opens what exists; tracked, with a lease on what still has its name. */
+static int
+attach_queue(OpenRequest *request, bool tracked)
+{
+    int error;
+    do {
+        error = open_queue(request);
+#if HAVE_TRACKING
+        if (error == 0 && tracked) {
+            request->failed = "flock";
+            error = lease_lock(request->descriptor);
+            if (error == 0 && identity_facts(request->descriptor, &request->facts) < 0) {
+                error = errno;
+            }
+            if (error == 0 && request->facts.links == 0) { /* removed between open and flock */
+                error = ESTALE;
+            }
+            if (error != 0) {
+                mq_close(request->descriptor);
+            }
+        }
+#else
+        (void)tracked;
+#endif
+    } while (error == ESTALE);
+    return error;
+}
+
+/* Opens what exists, for a pickle (`wanted` is the object it must be) or, tracked, by its name alone. */
+static int
+attach(State *state, PyObject *op, PyObject *arg, mode_t mode, int options, const Identity *wanted)
 {
     PyObject *name, *encoded;
     Handle *handle = NULL;
+    bool tracked = options & OPTION_TRACKED;
     OpenRequest request = {.flags = options & OPTION_NONBLOCK ? O_NONBLOCK : 0,
                            .read = options & OPTION_READ, .write = options & OPTION_WRITE};
     int error;
@@ -231,9 +262,9 @@ message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
     }
     request.name = PyBytes_AS_STRING(encoded);
     Py_BEGIN_ALLOW_THREADS
-    error = open_queue(&request);
+    error = attach_queue(&request, tracked);
     Py_END_ALLOW_THREADS
-    if (error == ENOENT) {
+    if (error == ENOENT && wanted != NULL) {
         identity_raise_mismatch(state, wanted, NULL, KIND_MESSAGE_QUEUE, name);
         goto error;
     }
@@ -241,18 +272,25 @@ message_queue_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
         raise_open(state, error, &request, name);
         goto error;
     }
-    if (!identity_same_object(wanted, &request.facts.identity)) {
+    if (wanted != NULL && !identity_same_object(wanted, &request.facts.identity)) {
         mq_close(request.descriptor);
         identity_raise_mismatch(state, wanted, &request.facts.identity, KIND_MESSAGE_QUEUE, name);
         goto error;
     }
-    install((MessageQueueObject *)op, handle, &request, name, encoded, mode, true);
+    install((MessageQueueObject *)op, handle, &request, name, encoded, mode, true,
+            (Tracking){.active = tracked, .from_pickle = wanted != NULL});
     return 0;
 error:
     PyMem_Free(handle);
     Py_DECREF(name);
     Py_DECREF(encoded);
     return -1;
+}
+
+int
+message_queue_reopen(State *state, PyObject *op, PyObject *name, mode_t mode, int options, const Identity *wanted)
+{
+    return attach(state, op, name, mode, options, wanted);
 }
 
 /* ---- one message to or from the kernel ---- */
@@ -930,6 +968,164 @@ message_queue_repr(PyObject *op)
     return result;
 }
 
+/* ---- tracked ---- */
+
+#if HAVE_TRACKING
+
+/* A queue gets its name and its identity at once, so what is written down before is the name and an intent, which the
+ * queue shows by its sticky bit until its identity is written down too. 0 or an errno. */
+static int
+create_recorded(OpenRequest *request, Record *record)
+{
+    static const Identity unknown;
+    mode_t mode = request->mode;
+    int error = record_add(record, SLOT_INTENT, KIND_MESSAGE_QUEUE, request->name, &unknown);
+    if (error != 0) {
+        return error;
+    }
+    request->mode = mode | S_ISVTX;
+    error = open_queue(request);
+    request->mode = mode;
+    if (error != 0) {
+        record_remove(record);
+        return error;
+    }
+    request->failed = "flock";
+    error = lease_lock(request->descriptor);
+    if (error == 0) {
+        journal_confirm(record->journal, record->index, &request->facts.identity);
+        request->failed = "fchmod";
+        if (fchmod(request->descriptor, request->facts.mode & 0777) < 0) { /* as the umask left it */
+            error = errno;
+        }
+    }
+    if (error != 0) {
+        mq_unlink(request->name); /* made by us a moment ago, and marked as nobody else's */
+        record_remove(record);
+        mq_close(request->descriptor);
+    }
+    return error;
+}
+
+PyDoc_STRVAR(create_doc,
+"_create($self, journal, name, mode, max_messages, max_message_size, read, write, block, /)\n--\n\n"
+"Create a queue that this process owns. False, with nothing made, if the journal is full.");
+
+static PyObject *
+message_queue_create(PyObject *op, PyObject *args)
+{
+    State *state = state_of(op);
+    OpenRequest request = {.flags = O_CREAT | O_EXCL};
+    Record record = {.index = -1};
+    PyObject *name, *encoded;
+    if (state == NULL || tracked_create_arguments(state, args, 5, &record.journal, &name, &encoded, &request.mode) < 0) {
+        return NULL;
+    }
+    int error = 0;
+    bool block = true;
+    Handle *handle = NULL;
+    if (args_integer(PyTuple_GET_ITEM(args, 3), "max_messages", 1, LONG_MAX, &request.max_messages) < 0 ||
+        args_integer(PyTuple_GET_ITEM(args, 4), "max_message_size", 1, LONG_MAX, &request.max_message_size) < 0 ||
+        args_bool(PyTuple_GET_ITEM(args, 5), "read", &request.read) < 0 ||
+        args_bool(PyTuple_GET_ITEM(args, 6), "write", &request.write) < 0 ||
+        args_bool(PyTuple_GET_ITEM(args, 7), "block", &block) < 0 || check_access(&request) < 0 ||
+        check_name(name, encoded) < 0 || audit_open(KIND_MESSAGE_QUEUE, O_CREAT, name) < 0 ||
+        (handle = handle_new(release_handle)) == NULL) {
+        goto error;
+    }
+    request.name = PyBytes_AS_STRING(encoded);
+    request.flags |= block ? 0 : O_NONBLOCK;
+    Py_BEGIN_ALLOW_THREADS
+    error = create_recorded(&request, &record);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
+        if (error != NO_SLOT) {
+            raise_open(state, error, &request, name);
+        }
+        goto error;
+    }
+    Py_INCREF(record.journal);
+    install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, true,
+            (Tracking){.active = true, .record = record});
+    Py_RETURN_TRUE;
+error:
+    PyMem_Free(handle);
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return error == NO_SLOT ? Py_NewRef(Py_False) : NULL;
+}
+
+PyDoc_STRVAR(attach_doc,
+"_attach($self, name, mode, read, write, block, /)\n--\n\n"
+"Open a queue that exists, with a lease.");
+
+static PyObject *
+message_queue_attach(PyObject *op, PyObject *args)
+{
+    State *state = state_of(op);
+    PyObject *name, *mode_arg, *read_arg, *write_arg, *block_arg;
+    mode_t mode = 0;
+    bool read = false, write = false, block = true;
+    if (state == NULL ||
+        !PyArg_ParseTuple(args, "OOOOO:_attach", &name, &mode_arg, &read_arg, &write_arg, &block_arg) ||
+        args_mode(mode_arg, &mode) < 0 || args_bool(read_arg, "read", &read) < 0 ||
+        args_bool(write_arg, "write", &write) < 0 || args_bool(block_arg, "block", &block) < 0) {
+        return NULL;
+    }
+    int options = OPTION_TRACKED | (read ? OPTION_READ : 0) | (write ? OPTION_WRITE : 0) | (block ? 0 : OPTION_NONBLOCK);
+    return attach(state, op, name, mode, options, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* Does the name still lead to the queue of this handle? A queue has one name and cannot be renamed: it does as long as
+ * the queue has it. Asked through the handle's own descriptor where it is open, because closing any other one would
+ * cancel this process's notification. 0 or an errno; ENOENT: no. */
+static int
+check_still_named(MessageQueueObject *self, const char *name, const Identity *identity)
+{
+    FileFacts facts;
+    int descriptor;
+    Handle *handle = message_queue_pin((PyObject *)self, &descriptor);
+    if (handle == NULL) {
+        descriptor = mq_open(name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    }
+    int error = descriptor < 0 || identity_facts(descriptor, &facts) < 0 ? errno : 0;
+    if (handle != NULL) {
+        message_queue_unpin((PyObject *)self, handle);
+    }
+    else if (descriptor >= 0) {
+        mq_close(descriptor);
+    }
+    return error != 0 ? error : identity_same_object(&facts.identity, identity) && facts.links > 0 ? 0 : ENOENT;
+}
+
+static PyObject *
+message_queue_unlink_tracked(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    MessageQueueObject *self = (MessageQueueObject *)op;
+    PyObject *name, *encoded, *result = NULL;
+    Identity identity;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    identity = self->head.identity;
+    Py_END_CRITICAL_SECTION();
+    named_get(&self->head, &name, &encoded);
+    if (name == NULL) {
+        return named_raise(&self->head, EBADF, "_unlink", NULL);
+    }
+    if (audit_unlink(KIND_MESSAGE_QUEUE, name) == 0) {
+        int error = check_still_named(self, PyBytes_AS_STRING(encoded), &identity);
+        if (error == 0 && mq_unlink(PyBytes_AS_STRING(encoded)) < 0) {
+            error = errno;
+        }
+        result = error == 0 || error == ENOENT ? tracked_forget(op, NULL)
+                                               : named_raise(&self->head, error, "mq_unlink", NULL);
+    }
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return result;
+}
+
+#endif
+
 /* ---- getters ---- */
 
 static PyObject *
@@ -1039,6 +1235,12 @@ static PyMethodDef message_queue_methods[] = {
     {"__enter__", message_queue_enter, METH_NOARGS, enter_doc},
     {"__exit__", (PyCFunction)(void (*)(void))message_queue_exit, METH_FASTCALL, exit_doc},
     {"__reduce__", message_queue_reduce, METH_NOARGS, reduce_doc},
+#if HAVE_TRACKING
+    {"_create", message_queue_create, METH_VARARGS, create_doc},
+    {"_attach", message_queue_attach, METH_VARARGS, attach_doc},
+    {"_unlink", message_queue_unlink_tracked, METH_NOARGS, tracked_unlink_doc},
+    TRACKED_METHODS
+#endif
     {NULL, NULL, 0, NULL},
 };
 
@@ -1056,6 +1258,9 @@ static PyGetSetDef message_queue_getset[] = {
      PyDoc_STR("The longest message in bytes; int."), NULL},
     {"current_messages", message_queue_get_current_messages, NULL,
      PyDoc_STR("How many messages are in the queue at this instant; int. POSIX.1-2008: mq_getattr()."), NULL},
+#if HAVE_TRACKING
+    TRACKED_GETSET
+#endif
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -38,7 +38,7 @@ semaphore_dealloc(PyObject *op)
 /* Puts an open semaphore into the object, in place of what it held before. Consumes all it is given. */
 static void
 install(SemaphoreObject *self, Handle *handle, PyObject *name, PyObject *encoded, mode_t mode,
-        const Identity *identity, bool owned)
+        const Identity *identity, bool owned, Tracking tracking)
 {
     Handle *old;
     bool unused = false;
@@ -46,13 +46,12 @@ install(SemaphoreObject *self, Handle *handle, PyObject *name, PyObject *encoded
     old = self->handle;
     unused = old != NULL && handle_close(old);
     self->handle = handle;
-    named_swap(&self->head, &name, &encoded, mode, identity, owned);
+    named_swap(&self->head, &name, &encoded, mode, identity, owned, &tracking);
     Py_END_CRITICAL_SECTION();
     if (unused) {
         handle_free(old);
     }
-    Py_XDECREF(name);
-    Py_XDECREF(encoded);
+    named_drop(name, encoded, &tracking);
 }
 
 /* 0 or an errno. */
@@ -61,15 +60,15 @@ open_or_create(const char *name, int flags, mode_t mode, unsigned value, OpenedS
 {
     int error;
     if (!(flags & O_CREAT)) {
-        return semaphore_file_open(name, opened);
+        return semaphore_file_open(name, opened, false);
     }
     if (flags & O_EXCL) {
-        return semaphore_file_create(name, mode, value, opened);
+        return semaphore_file_create(name, mode, value, opened, NULL);
     }
     do { /* somebody may create or unlink it between the two */
-        error = semaphore_file_open(name, opened);
+        error = semaphore_file_open(name, opened, false);
         if (error == ENOENT) {
-            error = semaphore_file_create(name, mode, value, opened);
+            error = semaphore_file_create(name, mode, value, opened, NULL);
         }
     } while (error == EEXIST);
     return error;
@@ -127,7 +126,7 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
         goto done;
     }
     handle->semaphore = opened.semaphore;
-    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, false);
+    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, false, (Tracking){.active = false});
     handle = NULL;
     name = encoded = NULL;
     result = 0;
@@ -139,9 +138,9 @@ done:
     return result;
 }
 
-int
-semaphore_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int Py_UNUSED(options),
-                 const Identity *wanted)
+/* Opens what exists, for a pickle (`wanted` is the object it must be) or, tracked, by its name alone. */
+static int
+attach(State *state, PyObject *op, PyObject *arg, mode_t mode, bool tracked, const Identity *wanted)
 {
     PyObject *name, *encoded;
     OpenedSemaphore opened;
@@ -154,9 +153,9 @@ semaphore_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int Py_
         goto error;
     }
     Py_BEGIN_ALLOW_THREADS
-    error = semaphore_file_open(PyBytes_AS_STRING(encoded), &opened);
+    error = semaphore_file_open(PyBytes_AS_STRING(encoded), &opened, tracked);
     Py_END_ALLOW_THREADS
-    if (error == ENOENT) {
+    if (error == ENOENT && wanted != NULL) {
         identity_raise_mismatch(state, wanted, NULL, KIND_SEMAPHORE, name);
         goto error;
     }
@@ -164,19 +163,26 @@ semaphore_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int Py_
         raise_open(state, error, &opened, name);
         goto error;
     }
-    if (!identity_same_object(wanted, &opened.identity)) {
+    if (wanted != NULL && !identity_same_object(wanted, &opened.identity)) {
         semaphore_file_close(opened.semaphore);
         identity_raise_mismatch(state, wanted, &opened.identity, KIND_SEMAPHORE, name);
         goto error;
     }
     handle->semaphore = opened.semaphore;
-    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, true);
+    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, true,
+            (Tracking){.active = tracked, .from_pickle = wanted != NULL});
     return 0;
 error:
     PyMem_Free(handle);
     Py_DECREF(name);
     Py_DECREF(encoded);
     return -1;
+}
+
+int
+semaphore_reopen(State *state, PyObject *op, PyObject *name, mode_t mode, int options, const Identity *wanted)
+{
+    return attach(state, op, name, mode, options & OPTION_TRACKED, wanted);
 }
 
 /* ---- helpers ---- */
@@ -389,6 +395,77 @@ semaphore_repr(PyObject *self)
     return named_repr((NamedObject *)self, "Semaphore", NULL);
 }
 
+/* ---- tracked ---- */
+
+#if HAVE_TRACKING
+
+PyDoc_STRVAR(create_doc,
+"_create($self, journal, name, mode, initial_value, /)\n--\n\n"
+"Create a semaphore that this process owns. False, with nothing made, if the journal is full.");
+
+static PyObject *
+semaphore_create(PyObject *op, PyObject *args)
+{
+    State *state = state_of(op);
+    Record record = {.index = -1};
+    PyObject *name, *encoded;
+    mode_t mode = 0;
+    int64_t value = 0;
+    if (state == NULL || tracked_create_arguments(state, args, 1, &record.journal, &name, &encoded, &mode) < 0) {
+        return NULL;
+    }
+    OpenedSemaphore opened;
+    int error = 0;
+    Handle *handle = NULL;
+    if (args_integer(PyTuple_GET_ITEM(args, 3), "initial_value", 0, SEMAPHORE_VALUE_LIMIT, &value) < 0 ||
+        audit_open(KIND_SEMAPHORE, O_CREAT, name) < 0 || (handle = handle_new(release_handle)) == NULL) {
+        goto error;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    error = semaphore_file_create(PyBytes_AS_STRING(encoded), mode, (unsigned)value, &opened, &record);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
+        if (error != NO_SLOT) {
+            raise_open(state, error, &opened, name);
+        }
+        goto error;
+    }
+    handle->semaphore = opened.semaphore;
+    Py_INCREF(record.journal);
+    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, true,
+            (Tracking){.active = true, .record = record});
+    Py_RETURN_TRUE;
+error:
+    PyMem_Free(handle);
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return error == NO_SLOT ? Py_NewRef(Py_False) : NULL;
+}
+
+PyDoc_STRVAR(attach_doc,
+"_attach($self, name, mode, /)\n--\n\n"
+"Open a semaphore that exists, with a lease.");
+
+static PyObject *
+semaphore_attach(PyObject *op, PyObject *args)
+{
+    State *state = state_of(op);
+    PyObject *name, *mode_arg;
+    mode_t mode = 0;
+    if (state == NULL || !PyArg_ParseTuple(args, "OO:_attach", &name, &mode_arg) || args_mode(mode_arg, &mode) < 0) {
+        return NULL;
+    }
+    return attach(state, op, name, mode, true, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *
+semaphore_unlink_tracked(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return tracked_unlink((NamedObject *)self, KIND_SEMAPHORE);
+}
+
+#endif
+
 /* ---- getters ---- */
 
 static PyObject *
@@ -434,6 +511,12 @@ static PyMethodDef semaphore_methods[] = {
     {"__enter__", semaphore_enter, METH_NOARGS, enter_doc},
     {"__exit__", (PyCFunction)(void (*)(void))semaphore_exit, METH_FASTCALL, exit_doc},
     {"__reduce__", semaphore_reduce, METH_NOARGS, reduce_doc},
+#if HAVE_TRACKING
+    {"_create", semaphore_create, METH_VARARGS, create_doc},
+    {"_attach", semaphore_attach, METH_VARARGS, attach_doc},
+    {"_unlink", semaphore_unlink_tracked, METH_NOARGS, tracked_unlink_doc},
+    TRACKED_METHODS
+#endif
     {NULL, NULL, 0, NULL},
 };
 
@@ -442,6 +525,9 @@ static PyGetSetDef semaphore_getset[] = {
     {"mode", named_get_mode, NULL, PyDoc_STR("The permissions as given to the constructor; int."), NULL},
     {"value", semaphore_get_value, NULL,
      PyDoc_STR("The permits that are free, at this instant; int. POSIX.1-2008: sem_getvalue()."), NULL},
+#if HAVE_TRACKING
+    TRACKED_GETSET
+#endif
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -23,8 +23,8 @@
 #endif
 
 /* 0, or the errno of sem_open(3) for such a name. */
-static int
-file_path(char path[SHM_PATH_SIZE], const char *name)
+int
+semaphore_file_path(const char *name, char path[SHM_PATH_SIZE])
 {
     while (*name == '/') { /* like the C library: "/a", "a" and "//a" are one semaphore */
         name++;
@@ -39,6 +39,21 @@ file_path(char path[SHM_PATH_SIZE], const char *name)
     return 0;
 }
 
+#define REMOVED ESTALE /* it lost its name between open and the lease: whoever removed it had the lock first */
+
+/* Takes a shared flock, which the mapping to come will keep. 0 or an errno. */
+static int
+lease(int descriptor, OpenedSemaphore *opened)
+{
+    FileFacts facts;
+    opened->failed = "flock";
+    int error = lease_lock(descriptor);
+    if (error == 0 && identity_facts(descriptor, &facts) < 0) {
+        error = errno;
+    }
+    return error != 0 ? error : facts.links == 0 ? REMOVED : 0;
+}
+
 static int
 map_file(int descriptor, OpenedSemaphore *opened)
 {
@@ -51,16 +66,12 @@ map_file(int descriptor, OpenedSemaphore *opened)
     return 0;
 }
 
-int
-semaphore_file_open(const char *name, OpenedSemaphore *opened)
+static int
+open_file(const char *path, OpenedSemaphore *opened, bool leased)
 {
-    char path[SHM_PATH_SIZE];
     FileFacts facts;
+    int error;
     opened->failed = "sem_open";
-    int error = file_path(path, name);
-    if (error != 0) {
-        return error;
-    }
     int descriptor = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) {
         return errno == EISDIR || errno == ENXIO ? EILSEQ : errno; /* ENXIO: a socket */
@@ -72,7 +83,10 @@ semaphore_file_open(const char *name, OpenedSemaphore *opened)
         error = EILSEQ;
     }
     else {
-        error = map_file(descriptor, opened);
+        error = leased ? lease(descriptor, opened) : 0;
+        if (error == 0) {
+            error = map_file(descriptor, opened);
+        }
     }
     close(descriptor);
     if (error == 0) {
@@ -82,14 +96,29 @@ semaphore_file_open(const char *name, OpenedSemaphore *opened)
 }
 
 int
-semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened)
+semaphore_file_open(const char *name, OpenedSemaphore *opened, bool leased)
+{
+    char path[SHM_PATH_SIZE];
+    opened->failed = "sem_open";
+    int error = semaphore_file_path(name, path);
+    if (error != 0) {
+        return error;
+    }
+    do {
+        error = open_file(path, opened, leased);
+    } while (error == REMOVED);
+    return error;
+}
+
+int
+semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened, Record *record)
 {
     char path[SHM_PATH_SIZE];
     ShmFile file;
     FileFacts facts;
     sem_t initial;
     opened->failed = "sem_open";
-    int error = file_path(path, name);
+    int error = semaphore_file_path(name, path);
     if (error != 0) {
         return error;
     }
@@ -105,11 +134,23 @@ semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemap
         error = errno;
     }
     else {
-        error = map_file(file.descriptor, opened);
+        error = record != NULL ? lease_lock(file.descriptor) : 0;
+        if (error == 0) {
+            error = map_file(file.descriptor, opened);
+        }
+    }
+    bool mapped = error == 0;
+    if (error == 0 && record != NULL) {
+        error = record_add(record, SLOT_OWNED, KIND_SEMAPHORE, name, &facts.identity);
     }
     if (error == 0 && shm_file_publish(&file, path) < 0) {
         opened->failed = "sem_open";
         error = errno;
+        if (record != NULL) {
+            record_remove(record);
+        }
+    }
+    if (error != 0 && mapped) {
         munmap(opened->semaphore, sizeof(sem_t));
     }
     shm_file_end(&file);
@@ -140,13 +181,14 @@ take(sem_t *semaphore, OpenedSemaphore *opened)
 }
 
 int
-semaphore_file_open(const char *name, OpenedSemaphore *opened)
+semaphore_file_open(const char *name, OpenedSemaphore *opened, bool Py_UNUSED(leased))
 {
     return take(sem_open(name, 0), opened);
 }
 
 int
-semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened)
+semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemaphore *opened,
+                      Record *Py_UNUSED(record))
 {
     return take(sem_open(name, O_CREAT | O_EXCL, mode, value), opened);
 }

@@ -113,7 +113,7 @@ shared_memory_dealloc(PyObject *op)
 /* Puts an open segment into the object, in place of what it held before. Consumes all it is given. */
 static void
 install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name, PyObject *encoded, mode_t mode,
-        const Identity *identity, bool owned)
+        const Identity *identity, bool owned, Tracking tracking)
 {
     int old_descriptor;
     bool old_owned, unused;
@@ -128,14 +128,13 @@ install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name
     old_identity = self->head.identity;
     self->descriptor = descriptor;
     self->read_only = read_only;
-    named_swap(&self->head, &name, &encoded, mode, identity, owned);
+    named_swap(&self->head, &name, &encoded, mode, identity, owned, &tracking);
     Py_END_CRITICAL_SECTION();
     drop_descriptor(old_descriptor, &old_identity, old_owned);
     if (unused) {
         mapping_free(old_mapping);
     }
-    Py_XDECREF(name);
-    Py_XDECREF(encoded);
+    named_drop(name, encoded, &tracking);
 }
 
 #if defined(__linux__)
@@ -311,7 +310,8 @@ shared_memory_init(PyObject *op, PyObject *args, PyObject *kwargs)
         raise_errno(state, error, request.failed, name, NULL);
         goto done;
     }
-    install((SharedMemoryObject *)op, request.descriptor, request.read_only, name, encoded, request.mode, &unknown, false);
+    install((SharedMemoryObject *)op, request.descriptor, request.read_only, name, encoded, request.mode, &unknown, false,
+            (Tracking){.active = false});
     name = encoded = NULL;
     result = 0;
 done:
@@ -321,11 +321,51 @@ done:
     return result;
 }
 
-int
-shared_memory_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int options, const Identity *wanted)
+/* 0 or an errno: opens what exists, of which `facts` tells; tracked, with a lease on what still has its name. */
+static int
+attach_segment(OpenRequest *request, bool tracked, FileFacts *facts, void **lease)
+{
+    int error;
+    do {
+        error = open_segment(request);
+        if (error != 0) {
+            return error;
+        }
+#if HAVE_TRACKING
+        if (tracked) {
+            request->failed = "flock";
+            error = lease_lock(request->descriptor);
+        }
+#endif
+        if (error == 0 && identity_facts(request->descriptor, facts) < 0) {
+            request->failed = "fstat";
+            error = errno;
+        }
+        if (error == 0 && tracked && facts->links == 0) { /* removed between open and flock */
+            error = ESTALE;
+        }
+#if HAVE_TRACKING
+        if (error == 0 && tracked) {
+            request->failed = "mmap";
+            error = lease_map(request->descriptor, lease);
+        }
+#else
+        (void)lease;
+#endif
+        if (error != 0) {
+            close(request->descriptor);
+        }
+    } while (error == ESTALE);
+    return error;
+}
+
+/* Opens what exists, for a pickle (`wanted` is the object it must be) or, tracked, by its name alone. */
+static int
+attach(State *state, PyObject *op, PyObject *arg, mode_t mode, bool read_only, bool tracked, const Identity *wanted)
 {
     PyObject *name, *encoded;
-    OpenRequest request = {.read_only = options & OPTION_READ_ONLY};
+    OpenRequest request = {.read_only = read_only};
+    Tracking tracking = {.active = tracked, .from_pickle = wanted != NULL};
     FileFacts facts;
     int error;
     if (args_name(arg, &name, &encoded) < 0) {
@@ -336,9 +376,9 @@ shared_memory_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
     }
     request.name = PyBytes_AS_STRING(encoded);
     Py_BEGIN_ALLOW_THREADS
-    error = open_segment(&request);
+    error = attach_segment(&request, tracked, &facts, &tracking.lease);
     Py_END_ALLOW_THREADS
-    if (error == ENOENT) {
+    if (error == ENOENT && wanted != NULL) {
         identity_raise_mismatch(state, wanted, NULL, KIND_SHARED_MEMORY, name);
         goto error;
     }
@@ -346,22 +386,25 @@ shared_memory_reopen(State *state, PyObject *op, PyObject *arg, mode_t mode, int
         raise_errno(state, error, request.failed, name, NULL);
         goto error;
     }
-    if (identity_facts(request.descriptor, &facts) < 0) {
-        raise_errno(state, errno, "fstat", name, NULL);
+    if (wanted != NULL && !identity_same_object(wanted, &facts.identity)) {
         close(request.descriptor);
-        goto error;
-    }
-    if (!identity_same_object(wanted, &facts.identity)) {
-        close(request.descriptor);
+        named_drop(NULL, NULL, &tracking);
         identity_raise_mismatch(state, wanted, &facts.identity, KIND_SHARED_MEMORY, name);
         goto error;
     }
-    install((SharedMemoryObject *)op, request.descriptor, request.read_only, name, encoded, mode, &facts.identity, true);
+    install((SharedMemoryObject *)op, request.descriptor, request.read_only, name, encoded, mode, &facts.identity, true,
+            tracking);
     return 0;
 error:
     Py_DECREF(name);
     Py_DECREF(encoded);
     return -1;
+}
+
+int
+shared_memory_reopen(State *state, PyObject *op, PyObject *name, mode_t mode, int options, const Identity *wanted)
+{
+    return attach(state, op, name, mode, options & OPTION_READ_ONLY, options & OPTION_TRACKED, wanted);
 }
 
 /* ---- methods ---- */
@@ -393,11 +436,14 @@ close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
 {
     int error = 0;
     bool unused = false;
+    void *lease = NULL;
     Mapping *mapping = NULL;
     Py_BEGIN_CRITICAL_SECTION(self);
     *descriptor = self->descriptor;
     self->descriptor = -1;
     if (mapping_too) {
+        lease = self->head.tracking.lease;
+        self->head.tracking.lease = NULL;
         mapping = self->mapping;
         self->mapping = NULL;
         unused = mapping_leave(mapping);
@@ -406,6 +452,11 @@ close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
     if (unused) {
         mapping_free(mapping);
     }
+#if HAVE_TRACKING
+    lease_unmap(lease);
+#else
+    (void)lease;
+#endif
     if (*descriptor >= 0) {
         Py_BEGIN_ALLOW_THREADS /* the last descriptor of an unlinked segment frees its pages */
         error = close(*descriptor) < 0 && errno != EINTR ? errno : 0; /* EINTR: closed all the same */
@@ -524,6 +575,124 @@ shared_memory_repr(PyObject *self)
 {
     return named_repr((NamedObject *)self, "SharedMemory", NULL);
 }
+
+/* ---- tracked ---- */
+
+#if HAVE_TRACKING
+
+/* A segment with its size, its lease and its record, and only then with its name. 0 or an errno. */
+static int
+create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
+{
+    char path[SHM_PATH_SIZE];
+    ShmFile file;
+    request->failed = "shm_open";
+    int error = object_path(KIND_SHARED_MEMORY, request->name, path);
+    if (error != 0) {
+        return error;
+    }
+    if (shm_file_begin(&file, request->mode) < 0) {
+        return errno;
+    }
+    request->descriptor = file.descriptor;
+    request->created = true;
+    error = resize(request);
+    if (error == 0) {
+        request->failed = "flock";
+        error = lease_lock(file.descriptor);
+    }
+    if (error == 0) {
+        request->failed = "mmap";
+        error = lease_map(file.descriptor, &tracking->lease);
+    }
+    if (error == 0 && identity_facts(file.descriptor, facts) < 0) {
+        request->failed = "fstat";
+        error = errno;
+    }
+    if (error == 0) {
+        error = record_add(&tracking->record, SLOT_OWNED, KIND_SHARED_MEMORY, request->name, &facts->identity);
+    }
+    if (error == 0 && shm_file_publish(&file, path) < 0) {
+        request->failed = "shm_open";
+        error = errno;
+        record_remove(&tracking->record);
+    }
+    if (error != 0) {
+        lease_unmap(tracking->lease);
+        shm_file_end(&file);
+        return error;
+    }
+    shm_file_keep(&file);
+    return 0;
+}
+
+PyDoc_STRVAR(create_doc,
+"_create($self, journal, name, mode, size, reserve, /)\n--\n\n"
+"Create a segment that this process owns. False, with nothing made, if the journal is full.");
+
+static PyObject *
+shared_memory_create(PyObject *op, PyObject *args)
+{
+    State *state = state_of(op);
+    OpenRequest request = {.flags = O_CREAT | O_EXCL};
+    Tracking tracking = {.active = true, .record = {.index = -1}};
+    PyObject *name, *encoded;
+    if (state == NULL ||
+        tracked_create_arguments(state, args, 2, &tracking.record.journal, &name, &encoded, &request.mode) < 0) {
+        return NULL;
+    }
+    FileFacts facts;
+    int error = 0;
+    if (args_integer(PyTuple_GET_ITEM(args, 3), "size", 0, INT64_MAX, &request.size) < 0 ||
+        args_bool(PyTuple_GET_ITEM(args, 4), "reserve", &request.reserve) < 0 ||
+        audit_open(KIND_SHARED_MEMORY, O_CREAT, name) < 0) {
+        goto error;
+    }
+    request.name = PyBytes_AS_STRING(encoded);
+    Py_BEGIN_ALLOW_THREADS
+    error = create_recorded(&request, &facts, &tracking);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
+        if (error != NO_SLOT) {
+            raise_errno(state, error, request.failed, name, NULL);
+        }
+        goto error;
+    }
+    Py_INCREF(tracking.record.journal);
+    install((SharedMemoryObject *)op, request.descriptor, false, name, encoded, request.mode, &facts.identity, true,
+            tracking);
+    Py_RETURN_TRUE;
+error:
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return error == NO_SLOT ? Py_NewRef(Py_False) : NULL;
+}
+
+PyDoc_STRVAR(attach_doc,
+"_attach($self, name, mode, read_only, /)\n--\n\n"
+"Open a segment that exists, with a lease.");
+
+static PyObject *
+shared_memory_attach(PyObject *op, PyObject *args)
+{
+    State *state = state_of(op);
+    PyObject *name, *mode_arg, *read_only_arg;
+    mode_t mode = 0;
+    bool read_only = false;
+    if (state == NULL || !PyArg_ParseTuple(args, "OOO:_attach", &name, &mode_arg, &read_only_arg) ||
+        args_mode(mode_arg, &mode) < 0 || args_bool(read_only_arg, "read_only", &read_only) < 0) {
+        return NULL;
+    }
+    return attach(state, op, name, mode, read_only, true, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *
+shared_memory_unlink_tracked(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return tracked_unlink((NamedObject *)self, KIND_SHARED_MEMORY);
+}
+
+#endif
 
 /* ---- buffer ---- */
 
@@ -645,6 +814,12 @@ static PyMethodDef shared_memory_methods[] = {
     {"__enter__", shared_memory_enter, METH_NOARGS, enter_doc},
     {"__exit__", (PyCFunction)(void (*)(void))shared_memory_exit, METH_FASTCALL, exit_doc},
     {"__reduce__", shared_memory_reduce, METH_NOARGS, reduce_doc},
+#if HAVE_TRACKING
+    {"_create", shared_memory_create, METH_VARARGS, create_doc},
+    {"_attach", shared_memory_attach, METH_VARARGS, attach_doc},
+    {"_unlink", shared_memory_unlink_tracked, METH_NOARGS, tracked_unlink_doc},
+    TRACKED_METHODS
+#endif
     {NULL, NULL, 0, NULL},
 };
 
@@ -658,6 +833,9 @@ static PyGetSetDef shared_memory_getset[] = {
     {"buf", shared_memory_get_buf, NULL,
      PyDoc_STR("A new memoryview of the whole segment as it is now, in bytes; writable unless read_only. POSIX.1-2008: "
                "mmap()."), NULL},
+#if HAVE_TRACKING
+    TRACKED_GETSET
+#endif
     {NULL, NULL, NULL, NULL, NULL},
 };
 

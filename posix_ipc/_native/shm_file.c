@@ -62,7 +62,7 @@ begin_named(ShmFile *file, mode_t mode)
         if (getentropy(bits, sizeof(bits)) < 0) {
             return -1;
         }
-        int length = snprintf(file->temporary, sizeof(file->temporary), SHM_DIRECTORY ".posix_ipc-");
+        int length = snprintf(file->temporary, sizeof(file->temporary), SHM_DIRECTORY ".posix_ipc.tmp-");
         for (size_t i = 0; i < sizeof(bits); i++) {
             length += snprintf(file->temporary + length, sizeof(file->temporary) - (size_t)length, "%02x", bits[i]);
         }
@@ -107,12 +107,18 @@ shm_file_publish(ShmFile *file, const char *path)
 }
 
 void
-shm_file_end(ShmFile *file)
+shm_file_keep(ShmFile *file)
 {
-    int error = errno;
     if (file->temporary[0] != '\0') {
         unlink(file->temporary);
     }
+}
+
+void
+shm_file_end(ShmFile *file)
+{
+    int error = errno;
+    shm_file_keep(file);
     close(file->descriptor);
     errno = error;
 }

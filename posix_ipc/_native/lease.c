@@ -1,0 +1,70 @@
+/* Leases: what keeps a tracked object alive, and what its record says.
+ *
+ * A lease is a shared flock on the object's file, held by an open file that a mapping keeps open: it costs no descriptor,
+ * a fork inherits it, and it goes with the last process that has it, however that dies. Whoever wants to remove the
+ * object asks for an exclusive flock, and gets none. A semaphore's own mapping is its lease; a segment maps one page that
+ * cannot be touched; a queue cannot be mapped, there the descriptor is the lease. A lease is never unlocked, only
+ * dropped: unlocking would take it from the other processes that inherited it. See flock(2). */
+#include "ext.h"
+
+#if HAVE_TRACKING
+
+#include <errno.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define PATIENCE 50 /* ms: who removes an object, or looks whether it may, holds the lock for microseconds */
+
+int
+lease_lock(int descriptor)
+{
+    const struct timespec pause = {0, 1000000};
+    for (int tries = 0; tries < PATIENCE; tries++) {
+        if (flock(descriptor, LOCK_SH | LOCK_NB) == 0) {
+            return 0;
+        }
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            return errno;
+        }
+        (void)nanosleep(&pause, NULL); /* shorter after a signal, which does no harm */
+    }
+    return EBUSY;
+}
+
+int
+lease_map(int descriptor, void **lease)
+{
+    void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_NONE, MAP_SHARED, descriptor, 0);
+    if (page == MAP_FAILED) {
+        return errno;
+    }
+    *lease = page;
+    return 0;
+}
+
+void
+lease_unmap(void *lease)
+{
+    if (lease != NULL) {
+        munmap(lease, (size_t)sysconf(_SC_PAGESIZE));
+    }
+}
+
+int
+record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity)
+{
+    record->index = journal_add(record->journal, state, kind, name, identity, state == SLOT_CLAIM);
+    return record->index < 0 ? NO_SLOT : 0;
+}
+
+void
+record_remove(Record *record)
+{
+    if (record->journal != NULL && record->index >= 0) {
+        journal_remove(record->journal, record->index);
+        record->index = -1;
+    }
+}
+
+#endif

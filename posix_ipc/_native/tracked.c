@@ -1,0 +1,174 @@
+/* What the classes of posix_ipc.mp_integration stand on: the private methods that all three types have. */
+#include "ext.h"
+
+#if HAVE_TRACKING
+
+#include <errno.h>
+
+int
+tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject **journal, PyObject **name,
+                         PyObject **encoded, mode_t *mode)
+{
+    if (PyTuple_GET_SIZE(args) != 3 + extra) {
+        PyErr_Format(PyExc_TypeError, "_create() takes %d arguments", 3 + extra);
+        return -1;
+    }
+    PyObject *first = PyTuple_GET_ITEM(args, 0);
+    if (!Py_IS_TYPE(first, state->Journal)) {
+        PyErr_Format(PyExc_TypeError, "not a Journal: %R", first);
+        return -1;
+    }
+    *journal = (JournalObject *)first;
+    return args_mode(PyTuple_GET_ITEM(args, 2), mode) < 0 ? -1
+           : args_name_for(PyTuple_GET_ITEM(args, 1), O_CREAT | O_EXCL, name, encoded);
+}
+
+const char tracked_share_doc[] =
+"_share($self, /)\n--\n\n"
+"Before this handle is pickled: is it written down that somebody else may be about to open the object?\n\n"
+"False: it cannot be, because this process has no record of it; make a claim. A handle that came from a pickle needs\n"
+"none: what it came from has one.";
+
+PyObject *
+tracked_share(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    NamedObject *self = (NamedObject *)op;
+    bool done;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    Tracking *tracking = &self->tracking;
+    done = tracking->from_pickle;
+    if (tracking->record.journal != NULL && journal_state(tracking->record.journal, tracking->record.index) != SLOT_FREE) {
+        journal_share(tracking->record.journal, tracking->record.index);
+        done = true;
+    }
+    Py_END_CRITICAL_SECTION();
+    return PyBool_FromLong(done);
+}
+
+const char tracked_record_doc[] =
+"_record($self, journal, kind, own, /)\n--\n\n"
+"Write down in this process's journal that it owns the object, or else only that it must stay. False: no slot is free.";
+
+PyObject *
+tracked_record(PyObject *op, PyObject *args)
+{
+    NamedObject *self = (NamedObject *)op;
+    State *state = state_of(op);
+    PyObject *journal;
+    int kind, own;
+    if (state == NULL || !PyArg_ParseTuple(args, "O!ip:_record", state->Journal, &journal, &kind, &own)) {
+        return NULL;
+    }
+    Record record = {.journal = (JournalObject *)journal, .index = -1};
+    int error;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (self->encoded == NULL) {
+        error = EBADF;
+    }
+    else {
+        record.index = journal_add(record.journal, own ? SLOT_OWNED : SLOT_CLAIM, (Kind)kind,
+                                   PyBytes_AS_STRING(self->encoded), &self->identity,
+                                   !own || self->tracking.from_pickle);
+        error = record.index < 0 ? NO_SLOT : 0;
+    }
+    if (error == 0) {
+        Py_INCREF(journal);
+        journal = (PyObject *)self->tracking.record.journal;
+        record_remove(&self->tracking.record);
+        self->tracking.record = record;
+    }
+    Py_END_CRITICAL_SECTION();
+    if (error == EBADF) {
+        return named_raise(self, EBADF, "_record", NULL);
+    }
+    if (error == 0) {
+        Py_XDECREF(journal); /* that of the record before */
+    }
+    return PyBool_FromLong(error == 0);
+}
+
+const char tracked_forget_doc[] =
+"_forget($self, /)\n--\n\n"
+"Take back what this process's journal says of the object.";
+
+PyObject *
+tracked_forget(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    NamedObject *self = (NamedObject *)op;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    record_remove(&self->tracking.record);
+    Py_END_CRITICAL_SECTION();
+    Py_RETURN_NONE;
+}
+
+PyObject *
+tracked_get_owned(PyObject *op, void *Py_UNUSED(closure))
+{
+    NamedObject *self = (NamedObject *)op;
+    bool owned;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    const Record *record = &self->tracking.record;
+    owned = record->journal != NULL && journal_state(record->journal, record->index) == SLOT_OWNED;
+    Py_END_CRITICAL_SECTION();
+    return PyBool_FromLong(owned);
+}
+
+PyObject *
+tracked_get_identity(PyObject *op, void *Py_UNUSED(closure))
+{
+    NamedObject *self = (NamedObject *)op;
+    Identity identity;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    identity = self->identity;
+    Py_END_CRITICAL_SECTION();
+    return Py_BuildValue("(KKK)", (unsigned long long)identity.device, (unsigned long long)identity.inode,
+                         (unsigned long long)identity.born);
+}
+
+const char tracked_unlink_doc[] =
+"_unlink($self, /)\n--\n\n"
+"Unlink the object if its name still leads to it, silently if not, and forget the record.";
+
+PyObject *
+tracked_unlink(NamedObject *self, Kind kind)
+{
+    char path[SHM_PATH_SIZE];
+    FileFacts facts;
+    PyObject *encoded = NULL, *name = NULL;
+    Identity identity;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    name = self->name;
+    encoded = self->encoded;
+    Py_XINCREF(name);
+    Py_XINCREF(encoded);
+    identity = self->identity;
+    Py_END_CRITICAL_SECTION();
+    if (name == NULL) {
+        return named_raise(self, EBADF, "_unlink", NULL);
+    }
+    int error = 0;
+    bool vetoed = audit_unlink(kind, name) < 0;
+    if (!vetoed) {
+        Py_BEGIN_ALLOW_THREADS
+        error = object_path(kind, PyBytes_AS_STRING(encoded), path);
+        if (error == 0 && identity_facts_at(path, &facts) < 0) {
+            error = errno;
+        }
+        if (error == 0 && identity_same_object(&facts.identity, &identity) && unlink(path) < 0) {
+            error = errno;
+        }
+        Py_END_ALLOW_THREADS
+        if (error == ENOENT) { /* somebody else did it, which is as well */
+            error = 0;
+        }
+    }
+    PyObject *result = NULL;
+    if (!vetoed) {
+        result = error == 0 ? tracked_forget((PyObject *)self, NULL) : named_raise(self, error, "unlink", NULL);
+    }
+    Py_DECREF(name);
+    Py_DECREF(encoded);
+    return result;
+}
+
+#endif
