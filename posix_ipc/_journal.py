@@ -1,0 +1,267 @@
+"""Who owns what: this process's journals, the directory they stand in, and the token of the tree it belongs to.
+
+A journal is a file that is locked as long as exactly one process lives (see `_ext.Journal`). The files of one tree of
+processes share a token, that of its root: TOKEN.root is the root's own journal, TOKEN.jRANDOM are those of the others.
+TOKEN.proxy is held by the tracker for a root that holds nothing itself, and TOKEN.tracker by the tracker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from posix_ipc import _ext
+
+SHM = "/dev/shm"
+FIRST_SLOTS = 64
+MOST_SLOTS = 8192
+TOKEN_FILE = re.compile(r"(?P<token>\d+-\d+-\d+)\.(?P<role>root|proxy|tracker|j[0-9a-f]+)")
+
+_Made = TypeVar("_Made")
+
+# ---- the directory ----
+
+
+def directories() -> list[str]:
+    """Every directory of journals that belongs to the effective user."""
+    prefix = f".posix_ipc-{os.geteuid()}"
+    names = [name for name in os.listdir(SHM) if name == prefix or name.startswith(prefix + ".")]
+    return [path for path in (f"{SHM}/{name}" for name in sorted(names)) if _is_trusted(path)]
+
+
+def directory() -> str:
+    """The directory for new journals, made if there is none. If somebody else has taken its name, one with another."""
+    path = f"{SHM}/.posix_ipc-{os.geteuid()}"
+    if _make_directory(path):
+        return path
+    existing = directories()
+    if existing:
+        return existing[0]
+    while True:
+        alternative = f"{path}.{secrets.token_hex(8)}"
+        if _make_directory(alternative):
+            return alternative
+
+
+def _make_directory(path: str) -> bool:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return _is_trusted(path)
+    os.chmod(path, 0o700)  # whatever the umask
+    return True
+
+
+def _is_trusted(path: str) -> bool:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == 0o700
+
+
+# ---- the token ----
+
+
+def process_start(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if there is none. See proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def pid_namespace() -> int:
+    """The inode of the PID namespace, in which pids mean what they mean."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def token_of(pid: int) -> str:
+    return f"{pid}-{process_start(pid)}-{pid_namespace()}"
+
+
+def root_lives(token: str) -> bool:
+    """Does the process that a token names still run? False also for one that cannot be seen from here."""
+    pid, start, namespace = map(int, token.split("-"))
+    return namespace == pid_namespace() and process_start(pid) == start
+
+
+# ---- this process ----
+
+
+class Process:
+    """This process as an owner. After a fork the child makes its own: see `current`."""
+
+    def __init__(self, token: str) -> None:
+        self.pid = os.getpid()
+        self.token = token
+        self.journals: list[_ext.Journal] = []
+        self.directory = ""
+
+    @property
+    def ours(self) -> bool:
+        """Is this still the process that it was made in?"""
+        return self.pid == os.getpid() and all(journal.ours for journal in self.journals[:1])
+
+    @property
+    def is_root(self) -> bool:
+        return self.token.startswith(f"{self.pid}-")
+
+    def path(self, role: str) -> str:
+        return f"{self.directory}/{self.token}.{role}"
+
+    def tree_lives(self) -> bool:
+        """Is there a root, of which this process is one of the descendants?"""
+        return self.is_root or _ext._is_locked(self.path("root")) or _ext._is_locked(self.path("proxy"))
+
+    def open_journals(self) -> None:
+        """Have a journal, where it can be found."""
+        if not self.journals:
+            self.directory = directory()
+            self.journals.append(self._new_journal(FIRST_SLOTS, first=True))
+        elif not self.journals[-1].in_place():
+            self._move_journals()  # somebody wiped the directory
+
+    def add_journal(self, full: int) -> None:
+        """Another one, after `full` of them had no free slot; not if another thread was quicker."""
+        if len(self.journals) == full:
+            slots = min(FIRST_SLOTS << full, MOST_SLOTS)
+            self.journals.append(self._new_journal(slots, first=False))
+
+    def close_journals(self) -> None:
+        while self.journals:
+            self.journals.pop().close()
+
+    def move_to_tree(self, token: str) -> None:
+        """Belong to another tree from now on, with all that is owned."""
+        self.token = token
+        self._move_journals()
+
+    def _new_journal(self, slots: int, first: bool) -> _ext.Journal:
+        return self._at_free_path(first, lambda path: _ext.Journal(path, slots))
+
+    def _move_journals(self) -> None:
+        self.directory = directory()
+        for index, journal in enumerate(self.journals):
+            self._at_free_path(index == 0, journal.move_to)
+
+    def _at_free_path(self, first: bool, make: Callable[[str], _Made]) -> _Made:
+        deadline = time.monotonic() + 0.1
+        while True:
+            role = "root" if first and self.is_root and time.monotonic() < deadline else f"j{secrets.token_hex(8)}"
+            try:
+                return make(self.path(role))
+            except (BlockingIOError, FileExistsError):  # a look at the root's file takes an instant
+                time.sleep(0.001)
+
+
+_current: Process | None = None
+
+
+def current(inherited_token: str) -> Process:
+    """This process, as a member of the tree it was born into."""
+    global _current
+    process = _current
+    if process is None or not process.ours:
+        process = _current = Process(inherited_token)
+    elif process.token != inherited_token:  # it created something before multiprocessing told it where it belongs
+        process.move_to_tree(inherited_token)
+    return process
+
+
+def existing() -> Process | None:
+    """This process, if it has a journal."""
+    return _current if _current is not None and _current.ours and _current.journals else None
+
+
+# ---- reading ----
+
+FREE, INTENT, OWNED, CLAIM = range(4)
+KINDS = {ord("s"): "semaphore", ord("m"): "shared_memory", ord("q"): "message_queue"}
+
+_HEADER = struct.Struct("=8sIIQ")
+_SLOT = struct.Struct("=BBBxHxxQQQ")
+_SLOT_SIZE = 288
+_MAGIC = b"pipcjrn\0"
+_VERSION = 1
+
+Identity = tuple[int, int, int]
+"""(device, inode, time of birth in ns since the epoch or 0)"""
+
+
+class Entry(NamedTuple):
+    """What a slot of a journal says."""
+
+    state: int
+    kind: str
+    shared: bool
+    identity: Identity
+    name: bytes
+
+
+class Contents(NamedTuple):
+    """What a journal says."""
+
+    ipc_namespace: int
+    entries: list[Entry]
+
+
+class NotAJournalError(Exception):
+    """A file among the journals that is none."""
+
+
+def read(descriptor: int) -> Contents:
+    """Read a journal. One whose maker died before it had a header is empty."""
+    chunks = []
+    while chunk := os.read(descriptor, 1 << 20):
+        chunks.append(chunk)
+    data = b"".join(chunks)
+    if not data.strip(b"\0"):
+        return Contents(0, [])
+    if len(data) < _SLOT_SIZE or len(data) % _SLOT_SIZE:
+        raise NotAJournalError(f"its size is {len(data)}")
+    magic, version, slot_size, namespace = _HEADER.unpack_from(data)
+    if (magic, version, slot_size) != (_MAGIC, _VERSION, _SLOT_SIZE):
+        raise NotAJournalError(f"it begins with {data[:16]!r}")
+    return Contents(namespace, list(_entries(data)))
+
+
+def _entries(data: bytes) -> Iterator[Entry]:
+    for offset in range(_SLOT_SIZE, len(data), _SLOT_SIZE):
+        state, kind, shared, length, device, inode, born = _SLOT.unpack_from(data, offset)
+        if state not in (INTENT, OWNED, CLAIM):
+            continue
+        if kind not in KINDS or not 0 < length <= _SLOT_SIZE - _SLOT.size:
+            raise NotAJournalError(f"the slot at {offset} is {data[offset : offset + 16]!r}")
+        start = offset + _SLOT.size
+        yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), data[start : start + length])
+
+
+def open_for_look(path: str) -> int | None:
+    """A descriptor of a file that this user made and nobody else can have touched; None if it is none, or gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
