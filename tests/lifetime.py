@@ -1,0 +1,125 @@
+"""Start trees of processes (tree.py), kill parts of them, and see when the names of their objects are gone."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from support import KINDS, PACKAGE_PARENT, TESTS, wait_until
+
+BY_NAME = {kind.type.__name__: kind for kind in KINDS}
+DIRECTORY = Path(f"/dev/shm/.posix_ipc-{os.geteuid()}")
+
+
+def existing(objects):
+    """Those of (kind, name) that exist."""
+    return [(kind, name) for kind, name in objects if BY_NAME[kind].exists(name)]
+
+
+def journal_files(token):
+    """The files of a tree that are left."""
+    return [path.name for path in DIRECTORY.glob(f"{token}.*")]
+
+
+def trackers(token):
+    """The processes that are trackers of a tree."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "tracker" in command and token in command:
+            found.append(process)
+    return found
+
+
+class Tree:
+    """A tree of processes in a session of its own. Whatever is left of it at the end is killed and removed."""
+
+    def __init__(self, method, workers=2):
+        path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+        # Not a pipe: what outlives the root would keep it open.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, TESTS / "tree.py", method, str(workers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        line = self._process.stdout.readline()
+        if not line:
+            raise AssertionError(f"the tree did not grow:\n{self._read_stderr()}")
+        state = json.loads(line)
+        self.root = state["root"]
+        self.token = state["token"]
+        self.own_objects = [tuple(each) for each in state["objects"]]
+        self.workers = {
+            int(pid): {what: [tuple(each) for each in objects] for what, objects in made.items()}
+            for pid, made in state["workers"].items()
+        }
+
+    @property
+    def objects(self):
+        made = [made[what] for made in self.workers.values() for what in ("private", "shared")]
+        return [*self.own_objects, *(each for objects in made for each in objects)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.kill_group(signal.SIGKILL)
+        self._process.wait(30)
+        for pid in self.workers:
+            _kill(pid, signal.SIGKILL)
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            stream.close()
+        for kind, name in self.objects:
+            BY_NAME[kind].remove(name)
+
+    def ask(self, how):
+        """Have the root end by itself."""
+        self._process.stdin.write(f"{how}\n")
+        self._process.stdin.flush()
+
+    def kill_root(self, number):
+        _kill(self.root, number)
+
+    def kill_group(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def kill_trackers(self):
+        for tracker in trackers(self.token):
+            tracker.kill()
+
+    def kill_workers(self, number=signal.SIGKILL):
+        for pid in self.workers:
+            _kill(pid, number)
+
+    def wait(self):
+        """Wait for the root to end; what it said on stderr."""
+        self._process.wait(30)
+        return self._read_stderr()
+
+    def _read_stderr(self):
+        self._stderr.seek(0)
+        return self._stderr.read()
+
+
+def _kill(pid, number):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def wait_until_gone(objects, timeout=30):
+    """Wait until none of the names is left; the seconds it took."""
+    started = time.monotonic()
+    wait_until(lambda: not existing(objects), timeout)
+    return time.monotonic() - started

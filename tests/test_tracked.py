@@ -1,0 +1,334 @@
+"""The classes of posix_ipc.mp_integration in one process; how objects end with processes is in test_lifetime.py."""
+
+import contextlib
+import copy
+import gc
+import os
+import pickle
+import stat
+import sys
+
+import pytest
+from support import KINDS, SMALL_QUEUE, open_fds, run_python, unique_name
+
+import posix_ipc
+from posix_ipc import O_CREAT, O_CREX, ExistentialError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
+mp_integration = pytest.importorskip("posix_ipc.mp_integration")
+
+IPCManager, track, untrack = mp_integration.IPCManager, mp_integration.track, mp_integration.untrack
+MessageQueue, Semaphore, SharedMemory = (
+    mp_integration.MessageQueue,
+    mp_integration.Semaphore,
+    mp_integration.SharedMemory,
+)
+
+SEGMENT, QUEUE, SEMAPHORE = "SharedMemory", "MessageQueue", "Semaphore"
+OPTIONS = {SEGMENT: {"size": 64}, QUEUE: SMALL_QUEUE, SEMAPHORE: {}}
+EXISTS = {kind.type.__name__: kind.exists for kind in KINDS}
+
+
+@pytest.fixture(params=[SEMAPHORE, SEGMENT, QUEUE])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def cls(kind):
+    return getattr(mp_integration, kind)
+
+
+@pytest.fixture
+def exists(kind):
+    return EXISTS[kind]
+
+
+@pytest.fixture
+def handle(kind, cls):
+    handle = cls(unique_name(), O_CREX, **OPTIONS[kind])
+    yield handle
+    handle.unlink()
+    close(handle)
+
+
+def close(handle):
+    with contextlib.suppress(ExistentialError):  # it was
+        handle.close()
+
+
+def held_of(name):
+    """How many descriptors and mappings of this process lead to an object."""
+    links = [link for link in open_fds().values() if name[1:] in link]
+    with open("/proc/self/maps") as maps:
+        return len(links), sum(name[1:] in line for line in maps)
+
+
+def test_it_is_a_plain_object_too(handle, kind):
+    assert isinstance(handle, getattr(posix_ipc, kind))
+    assert repr(handle).startswith(f'posix_ipc.mp_integration.{kind}("{handle.name}", mode=0600')
+
+
+def test_name_and_flags_have_defaults(cls, kind, exists):
+    created = cls(**OPTIONS[kind])
+    assert exists(created.name)
+    assert created.owned
+    attached = cls(created.name)
+    assert not attached.owned
+    attached.close()
+    created.unlink()
+    created.close()
+    assert not exists(created.name)
+    with pytest.raises(ExistentialError):
+        cls(created.name)
+
+
+def test_explicit_twins(cls, kind):
+    name = unique_name()
+    created = cls.create(name, **OPTIONS[kind])
+    attached = cls.attach(name)
+    assert (created.owned, attached.owned) == (True, False)
+    with pytest.raises(ExistentialError):
+        cls.create(name, **OPTIONS[kind])
+    attached.close()
+    created.unlink()
+    created.close()
+    with pytest.raises(ExistentialError):
+        cls.attach(name)
+    with pytest.raises(TypeError):
+        cls.attach(None)
+
+
+def test_o_creat_creates_and_then_attaches(cls, kind):
+    name = unique_name()
+    first = cls(name, O_CREAT, **OPTIONS[kind])
+    second = cls(name, O_CREAT, **OPTIONS[kind])
+    assert (first.owned, second.owned) == (True, False)
+    second.close()
+    first.unlink()
+    first.close()
+
+
+def test_a_failed_create_leaves_nothing_and_touches_nothing(handle, cls, kind, exists):
+    with pytest.raises(ExistentialError):
+        cls(handle.name, O_CREX, **OPTIONS[kind])
+    assert exists(handle.name)
+    assert handle.owned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((None,), {"flags": 0}),
+        ((None,), {"flags": O_CREAT}),
+        (("/x",), {"flags": os.O_EXCL}),
+        ((None,), {"mode": 0o200}),
+        (("/a/b",), {"flags": O_CREX}),
+    ],
+)
+def test_arguments_that_make_no_sense(cls, arguments, options):
+    # A queue's name with a slash inside is refused by the kernel, as a matter of permission.
+    with pytest.raises((ValueError, posix_ipc.PermissionsError)):
+        cls(*arguments, **options)
+
+
+def test_segment_is_never_resized_by_attaching():
+    with SharedMemory(size=100) as segment:
+        with pytest.raises(ValueError, match="size"):
+            SharedMemory(segment.name, size=50)
+        with pytest.raises(ValueError, match="100 bytes"):
+            SharedMemory(segment.name, O_CREAT, size=200)
+        smaller = SharedMemory(segment.name, O_CREAT, size=50)
+        assert (smaller.size, segment.size) == (100, 100)
+        smaller.close()
+        with pytest.raises(ValueError, match="truncated"):
+            SharedMemory(segment.name, posix_ipc.O_TRUNC)
+        with pytest.raises(ValueError, match="read_only"):
+            SharedMemory(size=10, read_only=True)
+        with pytest.raises(ValueError, match="reserve"):
+            SharedMemory(reserve=True)
+        reader = SharedMemory.attach(segment.name, read_only=True)
+        assert reader.buf.readonly
+        reader.close()
+    with SharedMemory(size=8192, reserve=True) as segment:
+        assert os.fstat(segment.fd).st_blocks * 512 >= 8192
+
+
+def test_unlink_is_silent_the_second_time_and_elsewhere(handle, cls, exists):
+    other = pickle.loads(pickle.dumps(handle))
+    other.unlink()
+    assert not exists(handle.name)
+    handle.unlink()
+    assert not handle.owned
+    other.unlink()
+    other.close()
+
+
+def test_unlink_leaves_alone_what_has_the_name_by_now(handle, cls, kind, exists):
+    {SEMAPHORE: posix_ipc.unlink_semaphore, SEGMENT: posix_ipc.unlink_shared_memory}.get(
+        kind, posix_ipc.unlink_message_queue
+    )(handle.name)
+    plain = getattr(posix_ipc, kind)
+    stranger = plain(handle.name, O_CREX, **OPTIONS[kind])
+    handle.unlink()
+    assert exists(handle.name)
+    stranger.unlink()
+    (stranger.close_fd if kind == SEGMENT else stranger.close)()
+
+
+def test_pickle_keeps_the_class_and_owns_nothing(handle, cls):
+    loaded = pickle.loads(pickle.dumps(handle))
+    assert type(loaded) is cls
+    assert not loaded.owned
+    assert handle.owned
+    loaded.close()
+    with pytest.raises(ExistentialError):
+        pickle.dumps(loaded)
+
+
+def test_handles_close_with_their_python_object(handle, cls):
+    """G8: a worker that attaches afresh for each task stays flat."""
+    before = held_of(handle.name)
+    for _ in range(200):
+        pickle.loads(pickle.dumps(handle))
+        copy.copy(handle)
+        cls.attach(handle.name)
+    gc.collect()
+    assert held_of(handle.name) == before
+
+
+def test_taking_ownership(handle, cls):
+    other = cls.attach(handle.name)
+    other.take_ownership()
+    assert other.owned
+    other.take_ownership()
+    other.close()
+
+
+@pytest.mark.parametrize("kind", [SEGMENT, QUEUE])
+def test_with_closes_and_unlinks_what_is_owned(cls, kind, exists):
+    with cls(**OPTIONS[kind]) as created:
+        with cls.attach(created.name):
+            pass
+        assert exists(created.name)
+    assert not exists(created.name)
+    assert created.fileno() == -1
+
+
+def test_with_on_a_semaphore_takes_a_permit():
+    semaphore = Semaphore(initial_value=1)
+    with semaphore:
+        assert semaphore.value == 0
+    assert semaphore.value == 1
+    semaphore.unlink()
+    semaphore.close()
+
+
+class BlockError(Exception):
+    pass
+
+
+def test_manager_removes_all_of_its_objects():
+    def inside():
+        with IPCManager() as ipc:
+            made = [ipc.SharedMemory(size=8), ipc.Semaphore(initial_value=1), ipc.MessageQueue(**SMALL_QUEUE)]
+            assert all(EXISTS[type(each).__name__](each.name) for each in made)
+            names.extend((type(each).__name__, each.name) for each in made)
+            made[0].close()
+            made[1].unlink()
+            raise BlockError
+
+    names = []
+    with pytest.raises(BlockError):
+        inside()
+    assert len(names) == 3
+    assert not any(EXISTS[kind](name) for kind, name in names)
+
+
+def test_forked_child_that_leaves_an_inherited_block_unlinks_nothing():
+    run_python(
+        "import os\n"
+        "from posix_ipc.mp_integration import SharedMemory\n"
+        "with SharedMemory(size=8) as segment:\n"
+        "    pid = os.fork()\n"
+        "    if pid:\n"
+        "        assert os.waitpid(pid, 0)[1] == 0\n"
+        "        assert os.path.exists('/dev/shm' + segment.name)\n"
+        "if not pid: os._exit(0)\n"
+    )
+
+
+def test_track_and_untrack(kind, cls, exists):
+    plain = getattr(posix_ipc, kind)(unique_name(), O_CREX, **OPTIONS[kind])
+    tracked = track(plain)
+    assert type(tracked) is cls
+    assert tracked.owned
+    with pytest.raises(ValueError, match="already"):
+        track(tracked)
+    again = untrack(tracked)
+    assert type(again) is getattr(posix_ipc, kind)
+    assert not tracked.owned
+    with pytest.raises(ValueError, match="not owned"):
+        untrack(tracked)
+    tracked.close()
+    assert exists(plain.name)
+    again.unlink()
+    for each in (again, plain):
+        (each.close_fd if kind == SEGMENT else each.close)()
+    with pytest.raises(TypeError):
+        track(3)
+    with pytest.raises(TypeError):
+        untrack(plain)
+
+
+def test_more_objects_than_a_journal_has_slots():
+    run_python(
+        "import os\n"
+        "from posix_ipc.mp_integration import Semaphore, _journal\n"
+        "made = [Semaphore() for _ in range(300)]\n"
+        "assert len(_journal.existing().journals) > 1\n"
+        "assert all(each.owned for each in made)\n"
+        "print(*(each.name for each in made))\n"
+    )
+
+
+def test_names_are_data(cls, kind):
+    """G9."""
+    base = unique_name()
+    for name in (f"{base}:\n", f"{base}é", os.fsencode(base) + b"\xff", base + "x" * (250 - len(base))):
+        handle = cls(name, O_CREX, **OPTIONS[kind])
+        loaded = pickle.loads(pickle.dumps(handle))
+        assert loaded.name == handle.name == os.fsdecode(name)
+        loaded.close()
+        handle.unlink()
+        handle.close()
+
+
+def test_mode_obeys_the_umask_and_a_queue_loses_its_mark():
+    queue = MessageQueue(mode=0o666, **SMALL_QUEUE)
+    assert stat.S_IMODE(os.fstat(queue.mqd).st_mode) == 0o666 & ~_umask()
+    queue.unlink()
+    queue.close()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_the_journal_directory_is_private():
+    with SharedMemory(size=1):
+        status = os.lstat(f"/dev/shm/.posix_ipc-{os.geteuid()}")
+    assert stat.S_ISDIR(status.st_mode)
+    assert stat.S_IMODE(status.st_mode) == 0o700
+
+
+def test_nothing_is_imported_or_started_for_plain_objects():
+    run_python(
+        "import sys, posix_ipc, os\n"
+        "posix_ipc.Semaphore(None, posix_ipc.O_CREX).unlink()\n"
+        "assert not {'multiprocessing', 'psutil', 'logging'} & set(sys.modules)\n"
+        "import posix_ipc.mp_integration\n"
+        "assert 'psutil' not in sys.modules\n"
+    )
