@@ -12,7 +12,7 @@ test-extra := $(VENV)/.extra-test
 dev-extra := $(VENV)/.extra-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-asan test-pythons lint build bench clean
+.PHONY: help demo test test-asan test-differential test-pythons lint build bench clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,11 @@ build: $(package) $(test-extra) ## Build the source distribution and, from it, t
 
 bench: $(package) $(dev-extra) ## Measure against the standard library, posix_ipc 1.3.2 and plain C
 	$(VENV_PYTHON) -m benchmarks
+
+# Other sequences: make test-differential SEED=1000
+SEED := 0
+test-differential: $(package) $(test-extra) ## Compare 10,000 random sequences of calls with posix_ipc 1.3.2
+	POSIX_IPC_DIFFERENTIAL=10000 POSIX_IPC_DIFFERENTIAL_SEED=$(SEED) $(VENV_PYTHON) -m pytest -n auto -v tests/test_differential.py
 
 test-asan: $(package) $(test-extra) ## Run the suite on the extension built with address and undefined-behaviour sanitizers
 	tools/test-asan

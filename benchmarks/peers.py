@@ -6,22 +6,17 @@ import ctypes
 import importlib.util
 import os
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from types import ModuleType
 
+from tests.original import original_directory
+
 BUILD = Path(__file__).parent.parent / "build"
-ORIGINAL = "posix_ipc==1.3.2"
 
 
 def original() -> ModuleType:
     """The original, installed into a directory of its own and loaded beside ours, which has the same name."""
-    target = BUILD / "upstream" / sysconfig.get_platform() / sys.implementation.cache_tag
-    if not target.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--target", target, ORIGINAL], check=True)
-    (path,) = target.glob("posix_ipc*.so")
+    (path,) = original_directory().glob("posix_ipc*.so")
     spec = importlib.util.spec_from_file_location("posix_ipc", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot load {path}")

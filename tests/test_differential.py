@@ -1,0 +1,80 @@
+"""This package and the original do the same in every sequence of steps, apart from a list of differences."""
+
+import contextlib
+import functools
+import os
+
+import pytest
+from differential import steps
+from differential.intended import DIFFERENCES
+from differential.pair import Pair, Unlisted, compare, reduced
+from hypothesis import Phase, given, seed, settings
+from original import Unavailable, original_directory
+
+# Random sequences come in shards, so that all processors take part and progress shows.
+SHARD = 100
+SEQUENCES = int(os.environ.get("POSIX_IPC_DIFFERENTIAL", 200))
+FIRST_SEED = int(os.environ.get("POSIX_IPC_DIFFERENTIAL_SEED", 0))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    try:
+        directory = original_directory()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with contextlib.closing(Pair(directory)) as pair:
+        yield pair
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(FIRST_SEED, FIRST_SEED + -(-SEQUENCES // SHARD)), ids="seed {}".format)
+def test_random_sequences(pair, number):
+    failed = []
+
+    @seed(number)
+    @settings(max_examples=SHARD, deadline=None, database=None, phases=[Phase.generate])
+    @given(steps.sequences)
+    def check(sequence):
+        sequence = steps.with_looks(sequence)
+        if not failed and fails(pair, sequence):
+            failed.append(sequence)
+
+    check()
+    for sequence in failed:  # one at most
+        compare(pair, reduced(sequence, functools.partial(fails, pair)))
+        pytest.fail(f"once only: {sequence}")
+
+
+def fails(pair, sequence):
+    try:
+        compare(pair, sequence)
+    except Unlisted:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("difference", [pytest.param(each, id=each.id) for each in DIFFERENCES])
+def test_each_intended_difference_is_there(pair, difference):
+    for example in difference.examples:
+        *_, (step, ours, theirs) = pair.run(example)
+        assert step == example[-1], f"ended early: {ours} {theirs}"
+        shown = ours != theirs and difference.applies(step, ours, theirs)
+        if difference.chance and not shown:
+            pytest.skip(f"it went well in the original: {theirs.outcome}")
+        assert shown, f"here {ours}\nthere {theirs}"
+
+
+def test_constants(pair):
+    """All that the original has are here, and have its values."""
+    *_, (_, _, theirs) = pair.run([("constants",)])
+    names = set(theirs.outcome[1]) - {"VERSION"}
+    assert len(names) > 15
+    assert compare(pair, [("get_module", name) for name in sorted(names)]) == []
+
+
+def test_a_difference_that_is_not_listed_is_told(pair):
+    sequence = [("get", "sem0", "value"), ("only_here",), ("text", "sem0")]
+    assert reduced(sequence, functools.partial(fails, pair)) == [("only_here",)]
+    with pytest.raises(Unlisted, match=r"\('only_here',\)\n.*True"):
+        compare(pair, sequence)
