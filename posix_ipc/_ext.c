@@ -295,6 +295,10 @@ add_types(PyObject *module, State *state)
         add_type(module, &state->SharedMemory, &shared_memory_spec) < 0) {
         return -1;
     }
+    state->Export = (PyTypeObject *)PyType_FromSpec(&export_spec); /* knows no module, so there is no cycle with it */
+    if (state->Export == NULL) {
+        return -1;
+    }
 #if HAVE_MESSAGE_QUEUES
     if (add_type(module, &state->MessageQueue, &message_queue_spec) < 0) {
         return -1;
@@ -355,12 +359,13 @@ ext_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->Semaphore);
     Py_VISIT(state->SharedMemory);
     Py_VISIT(state->MessageQueue);
+    Py_VISIT(state->Export);
     Py_VISIT(state->Journal);
     Py_VISIT(state->rebuild);
     return 0;
 }
 
-/* Only what closes a cycle with the module. The exceptions stay for handles that are used by finalizers in the end. */
+/* Only what closes a cycle with the module. The rest stays for handles that are used by finalizers in the end. */
 static int
 ext_clear(PyObject *module)
 {
@@ -378,6 +383,7 @@ ext_free(void *module)
 {
     State *state = PyModule_GetState(module);
     ext_clear(module);
+    Py_CLEAR(state->Export);
     Py_CLEAR(state->Error);
     Py_CLEAR(state->SignalError);
     Py_CLEAR(state->PermissionsError);

@@ -1018,13 +1018,7 @@ def use_arrays(way, name):
         assert mappings(inode) == [], event
 
 
-# numpy.ndarray(buffer=...) gives its view back at once and goes on with the address.
-DANGLES = pytest.mark.xfail(reason="the mapping does not outlive the views that were given back")
-
-
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=DANGLES) if way.startswith("ndarray") else way for way in ARRAYS]
-)
+@pytest.mark.parametrize("way", ARRAYS)
 def test_array_never_dangles(numpy, name, way):
     run_function(use_arrays, way, name)
 

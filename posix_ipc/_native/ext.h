@@ -83,6 +83,7 @@ typedef struct {
     PyTypeObject *Semaphore;
     PyTypeObject *SharedMemory;
     PyTypeObject *MessageQueue;
+    PyTypeObject *Export; /* of memory, to those who view it */
     PyTypeObject *Journal;
     PyObject *rebuild;   /* the function that every pickle of a handle names */
     uint8_t boot_id[16]; /* of this host's kernel; zeros where it cannot be read */
@@ -406,6 +407,7 @@ enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK 
 
 extern PyType_Spec semaphore_spec;
 extern PyType_Spec shared_memory_spec;
+extern PyType_Spec export_spec;
 extern PyType_Spec message_queue_spec;
 extern PyType_Spec journal_spec;
 

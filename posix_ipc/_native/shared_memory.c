@@ -11,18 +11,30 @@
 
 /* The segment in this process's memory. A view outlives the handle's interest in it: when the segment has been resized,
  * or close() was called, the handle lets go, and the last view takes the mapping with it. */
-typedef struct {
+typedef struct Mapping {
     void *address;
     size_t size;
-    size_t users; /* the handle, and each exported view */
+    size_t users;         /* the handle, and each export */
+    bool lent;            /* somebody may hold the address who holds nothing but the handle: see Export */
+    struct Mapping *next; /* among the handle's retired ones */
 } Mapping;
 
 typedef struct {
     NamedObject head; /* the identity is asked for when it is needed first: most segments are never pickled */
     int descriptor;   /* -1: closed, or never opened */
     Mapping *mapping; /* NULL until somebody looks at the memory */
+    Mapping *retired; /* lent ones that were let go of; they stay as long as the handle */
     bool read_only;
 } SharedMemoryObject;
+
+/* What a view holds, as its `obj`, instead of the handle. numpy.ndarray(buffer=segment.buf) and torch.frombuffer(segment)
+ * release their view at once and keep its `obj` for as long as they use the address: this one keeps the mapping too.
+ * numpy.ndarray(buffer=segment) keeps nothing but the handle, so what it asked for is lent: mapped while there is one. */
+typedef struct {
+    PyObject_HEAD
+    SharedMemoryObject *owner;
+    Mapping *mapping;
+} ExportObject;
 
 /* ---- mapping ---- */
 
@@ -44,6 +56,8 @@ mapping_new(int descriptor, size_t size, bool read_only)
     }
     mapping->size = size;
     mapping->users = 1;
+    mapping->lent = false;
+    mapping->next = NULL;
     return mapping;
 }
 
@@ -52,6 +66,20 @@ static bool
 mapping_leave(Mapping *mapping)
 {
     return mapping != NULL && --mapping->users == 0;
+}
+
+/* In the critical section: the handle loses its interest in the mapping; returns it if the caller is to free it. */
+static Mapping *
+retire_mapping(SharedMemoryObject *self)
+{
+    Mapping *mapping = self->mapping;
+    self->mapping = NULL;
+    if (mapping != NULL && mapping->lent) {
+        mapping->next = self->retired;
+        self->retired = mapping;
+        return NULL;
+    }
+    return mapping_leave(mapping) ? mapping : NULL;
 }
 
 static void
@@ -103,8 +131,14 @@ shared_memory_dealloc(PyObject *op)
 {
     SharedMemoryObject *self = (SharedMemoryObject *)op;
     named_begin_dealloc(&self->head);
-    if (self->mapping != NULL) { /* the views are gone: each of them kept this object alive */
+    /* The views are gone: each of them kept this object alive. */
+    if (self->mapping != NULL) {
         mapping_free(self->mapping);
+    }
+    while (self->retired != NULL) {
+        Mapping *mapping = self->retired;
+        self->retired = mapping->next;
+        mapping_free(mapping);
     }
     drop_descriptor(self->descriptor, &self->head.identity, self->head.owned);
     named_end_dealloc(&self->head);
@@ -116,13 +150,11 @@ install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name
         const Identity *identity, bool owned, Tracking tracking)
 {
     int old_descriptor;
-    bool old_owned, unused;
+    bool old_owned;
     Identity old_identity;
-    Mapping *old_mapping;
+    Mapping *unused;
     Py_BEGIN_CRITICAL_SECTION(self);
-    old_mapping = self->mapping;
-    unused = mapping_leave(old_mapping);
-    self->mapping = NULL;
+    unused = retire_mapping(self);
     old_descriptor = self->descriptor;
     old_owned = self->head.owned;
     old_identity = self->head.identity;
@@ -131,8 +163,8 @@ install(SharedMemoryObject *self, int descriptor, bool read_only, PyObject *name
     named_swap(&self->head, &name, &encoded, mode, identity, owned, &tracking);
     Py_END_CRITICAL_SECTION();
     drop_descriptor(old_descriptor, &old_identity, old_owned);
-    if (unused) {
-        mapping_free(old_mapping);
+    if (unused != NULL) {
+        mapping_free(unused);
     }
     named_drop(name, encoded, &tracking);
 }
@@ -435,22 +467,19 @@ static int
 close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
 {
     int error = 0;
-    bool unused = false;
     void *lease = NULL;
-    Mapping *mapping = NULL;
+    Mapping *unused = NULL;
     Py_BEGIN_CRITICAL_SECTION(self);
     *descriptor = self->descriptor;
     self->descriptor = -1;
     if (mapping_too) {
         lease = self->head.tracking.lease;
         self->head.tracking.lease = NULL;
-        mapping = self->mapping;
-        self->mapping = NULL;
-        unused = mapping_leave(mapping);
+        unused = retire_mapping(self);
     }
     Py_END_CRITICAL_SECTION();
-    if (unused) {
-        mapping_free(mapping);
+    if (unused != NULL) {
+        mapping_free(unused);
     }
 #if HAVE_TRACKING
     lease_unmap(lease);
@@ -716,47 +745,91 @@ map_current(SharedMemoryObject *self, Mapping **unused)
         if (fresh == NULL) {
             return errno;
         }
-        *unused = mapping_leave(self->mapping) ? self->mapping : NULL;
+        *unused = retire_mapping(self);
         self->mapping = fresh;
     }
     return 0;
 }
 
 static int
+export_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(((ExportObject *)op)->owner);
+    Py_VISIT(Py_TYPE(op));
+    return 0;
+}
+
+static void
+export_dealloc(PyObject *op)
+{
+    ExportObject *self = (ExportObject *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    if (self->mapping != NULL) {
+        leave_mapping(self->owner, self->mapping);
+    }
+    Py_DECREF(self->owner);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyType_Slot export_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("What views of a segment keep.")},
+    {Py_tp_traverse, export_traverse},
+    {Py_tp_dealloc, export_dealloc},
+    {0, NULL},
+};
+
+/* Garbage-collected, unlike the handle: an object that keeps a view of itself is a cycle through here. */
+PyType_Spec export_spec = {
+    .name = "posix_ipc._ext._Export",
+    .basicsize = sizeof(ExportObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = export_slots,
+};
+
+static int
 shared_memory_getbuffer(PyObject *op, Py_buffer *view, int flags)
 {
     SharedMemoryObject *self = (SharedMemoryObject *)op;
-    Mapping *mapping = NULL, *unused = NULL;
+    Mapping *unused = NULL;
     bool read_only = false;
     int error;
+    view->obj = NULL; /* what the protocol wants where a view is refused */
+    State *state = state_of(op);
+    ExportObject *export = state != NULL ? (ExportObject *)state->Export->tp_alloc(state->Export, 0) : NULL;
+    if (export == NULL) {
+        return -1;
+    }
+    export->owner = (SharedMemoryObject *)Py_NewRef(op);
     Py_BEGIN_CRITICAL_SECTION(self);
     error = map_current(self, &unused);
     if (error == 0) {
-        mapping = self->mapping;
-        mapping->users++;
+        export->mapping = self->mapping;
+        export->mapping->users++;
+        export->mapping->lent |= (flags & PyBUF_ANY_CONTIGUOUS) == PyBUF_ANY_CONTIGUOUS; /* so does numpy.ndarray ask */
         read_only = self->read_only;
     }
     Py_END_CRITICAL_SECTION();
     if (unused != NULL) {
         mapping_free(unused);
     }
-    view->obj = NULL; /* what the protocol wants where a view is refused */
+    int result = -1;
     if (error != 0) {
         named_raise(&self->head, error, "mmap", error == EINVAL ? "the segment is empty" : NULL);
-        return -1;
     }
-    if (PyBuffer_FillInfo(view, op, mapping->address, (Py_ssize_t)mapping->size, read_only, flags) < 0) {
-        leave_mapping(self, mapping);
-        return -1;
+    else {
+        result = PyBuffer_FillInfo(view, (PyObject *)export, export->mapping->address,
+                                   (Py_ssize_t)export->mapping->size, read_only, flags);
     }
-    view->internal = mapping;
-    return 0;
+    Py_DECREF(export);
+    return result;
 }
 
+/* Never called, as the view's `obj` is another; but where it is missing, numpy.frombuffer keeps the handle alone. */
 static void
-shared_memory_releasebuffer(PyObject *op, Py_buffer *view)
+shared_memory_releasebuffer(PyObject *Py_UNUSED(op), Py_buffer *Py_UNUSED(view))
 {
-    leave_mapping((SharedMemoryObject *)op, view->internal);
 }
 
 /* ---- getters ---- */
