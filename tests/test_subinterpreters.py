@@ -25,6 +25,10 @@ else:
 
 HAVE_OWN_LOCKS = sys.version_info >= (3, 12)
 
+# An interpreter has the memory of one thread state ready. In these versions a thread that ends gives it back before it is
+# cleaned, and a thread that begins just then takes it as it is: "init_threadstate: thread state already initialized".
+CAN_END_AS_OTHERS_BEGIN = not (3, 12) <= sys.version_info < (3, 14)
+
 
 class Interpreter:
     """A new interpreter, with an interpreter lock of its own or sharing the main one's; the same on all versions."""
@@ -407,6 +411,7 @@ def call_in_the_interpreter_that_armed(own_lock, *names):
             armed.heard.acquire(30)
             armed.go_on.release()
             assert armed.queue.receive(0) == (b"now", 0)
+            wait_until(lambda: support.threads() == armed.threads)  # see CAN_END_AS_OTHERS_BEGIN
             armed.interpreter.run("queue.request_notification((callback, ['as it was given']))")
         armed.interpreter.run("queue.request_notification(None)")
         armed.interpreter.destroy()
@@ -459,5 +464,6 @@ def test_process_ends_with_the_interpreter_in_it(own_lock, state, names):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not CAN_END_AS_OTHERS_BEGIN, reason="Python's own fatal error")
 def test_message_races_with_the_end_of_the_interpreter(own_lock, names):
     support.run_function(races_of_message_and_end, own_lock, names(), names(), names())
