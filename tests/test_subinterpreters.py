@@ -25,8 +25,8 @@ else:
 
 HAVE_OWN_LOCKS = sys.version_info >= (3, 12)
 
-# An interpreter has the memory of one thread state ready. In these versions a thread that ends gives it back before it is
-# cleaned, and a thread that begins just then takes it as it is: "init_threadstate: thread state already initialized".
+# An interpreter has the memory of one thread state ready. In these versions a thread that ends gives it back before it
+# is cleaned, and one that begins just then takes it as it is: "init_threadstate: thread state already initialized".
 CAN_END_AS_OTHERS_BEGIN = not (3, 12) <= sys.version_info < (3, 14)
 
 

@@ -10,6 +10,7 @@ leads to an object that is made then.
 import array  # noqa: F401 - like decimal and fractions, for the steps: what nobody cannot read, nobody cannot import
 import contextlib
 import copy
+import ctypes
 import decimal  # noqa: F401
 import fcntl
 import fractions  # noqa: F401
@@ -328,6 +329,7 @@ def main():
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
+    ctypes.CDLL(None).srand(os.getpid())  # the original seeds it with the time, and so names collide among processes
     worker = Worker(prefix)
     # Away from the standard streams: the original closes descriptor 0 in a segment whose __init__ did not run.
     with open(os.dup(0), "rb") as steps, open(os.dup(1), "wb") as replies:
