@@ -1,4 +1,4 @@
-"""Measures the core side by side with its peers and prints each goal with its figures and ratios.
+"""Measures operations side by side with its peers and prints each goal with its figures and ratios.
 
 Loop overhead is not taken off. Run it as `make bench`, or `python -m benchmarks [P1 P2 …]`.
 """
@@ -10,11 +10,15 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import pickle
 import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import shared_memory
+from typing import Any
 
 import posix_ipc
+from posix_ipc import mp_integration
 
 from . import peers
 from .measure import Runner, Timing, interleave, statement
@@ -125,11 +129,50 @@ def queue_contest(size: int) -> Callable[[], contextlib.AbstractContextManager[C
     return contest
 
 
+@contextlib.contextmanager
+def p5_tracked() -> Iterator[Contest]:
+    """segment create + size + close + unlink, tracked"""
+    code = "s = SharedMemory(size=4096); s.close(); s.unlink()"
+    stdlib = "s = SharedMemory(create=True, size=4096); s.close(); s.unlink()"
+    yield {
+        "ours": statement(code, SharedMemory=mp_integration.SharedMemory),
+        "stdlib": statement(stdlib, SharedMemory=shared_memory.SharedMemory),
+    }
+
+
+@contextlib.contextmanager
+def attach_contest(ours: Any) -> Iterator[Contest]:
+    theirs = shared_memory.SharedMemory(create=True, size=4096)
+    code = "loads(dumps(s)).close()"
+    try:
+        yield {
+            who: statement(code, s=s, loads=pickle.loads, dumps=pickle.dumps)
+            for who, s in (("ours", ours), ("stdlib", theirs))
+        }
+    finally:
+        theirs.close()
+        theirs.unlink()
+        ours.close()
+        ours.unlink()
+
+
+def p6_plain() -> contextlib.AbstractContextManager[Contest]:
+    """pickle, unpickle (attach) and close a segment, plain"""
+    return attach_contest(posix_ipc.SharedMemory(None, posix_ipc.O_CREX, size=4096))
+
+
+def p6_tracked() -> contextlib.AbstractContextManager[Contest]:
+    """pickle, unpickle (attach) and close a segment, tracked"""
+    return attach_contest(mp_integration.SharedMemory(size=4096))
+
+
 CONTESTS: dict[str, list[Callable[[], contextlib.AbstractContextManager[Contest]]]] = {
     "P1": [p1_pair],
     "P2": [p2_with],
     "P3": [p3_timeout, p3_zero],
     "P4": [p4_segment],
+    "P5": [p5_tracked],
+    "P6": [p6_plain, p6_tracked],
     "P8": [queue_contest(16), queue_contest(1024), queue_contest(8192)],
 }
 
