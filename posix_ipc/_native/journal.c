@@ -52,6 +52,7 @@ struct JournalObject {
     PyObject_HEAD
     PyObject *path;           /* bytes */
     _Atomic(Header *) memory; /* the file; not there in a child of a fork */
+    _Atomic bool closed;      /* the memory is there, but no longer the file's */
     volatile char *ours;      /* a page that a fork wipes: 1 in the process that opened the journal, 0 in its children */
     int count;
     _Atomic int hint;      /* where a free slot may be */
@@ -212,7 +213,7 @@ in_our_process(const JournalObject *self)
 static Slot *
 slots_of(JournalObject *self)
 {
-    Header *memory = in_our_process(self) ? atomic_load(&self->memory) : NULL;
+    Header *memory = in_our_process(self) && !atomic_load(&self->closed) ? atomic_load(&self->memory) : NULL;
     return memory != NULL ? (Slot *)(memory + 1) : NULL;
 }
 
@@ -222,13 +223,18 @@ journal_is_ours(JournalObject *self)
     return slots_of(self) != NULL;
 }
 
-static void
-release(JournalObject *self)
+/* Lets go of the file. Another thread may be writing a slot just now, without the interpreter lock: so the memory stays,
+ * only that it is not the file's any more. */
+static int
+let_go(JournalObject *self)
 {
-    Header *memory = atomic_exchange(&self->memory, NULL);
-    if (in_our_process(self) && memory != NULL) {
-        munmap(memory, file_size(self->count));
+    Header *memory = atomic_load(&self->memory);
+    if (!in_our_process(self) || memory == NULL || atomic_exchange(&self->closed, true)) {
+        return 0;
     }
+    return mmap(memory, file_size(self->count), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+                   MAP_FAILED
+               ? errno : 0;
 }
 
 static void
@@ -236,7 +242,10 @@ journal_dealloc(PyObject *op)
 {
     JournalObject *self = (JournalObject *)op;
     PyTypeObject *type = Py_TYPE(op);
-    release(self);
+    Header *memory = atomic_load(&self->memory);
+    if (in_our_process(self) && memory != NULL) { /* in a child the address may be anything's by now */
+        munmap(memory, file_size(self->count));
+    }
     if (self->ours != NULL) {
         munmap((void *)self->ours, (size_t)sysconf(_SC_PAGESIZE));
     }
@@ -388,7 +397,11 @@ PyDoc_STRVAR(close_doc,
 static PyObject *
 journal_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    release((JournalObject *)op);
+    int error = let_go((JournalObject *)op);
+    if (error != 0) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
     Py_RETURN_NONE;
 }
 
