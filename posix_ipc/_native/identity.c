@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #if defined(__linux__)
 #include <sys/sysmacros.h>
@@ -104,9 +105,21 @@ identity_facts_at(const char *path, FileFacts *facts)
 int
 identity_of_segment(const char *name, FileFacts *facts)
 {
+#if defined(__linux__)
     char path[SHM_PATH_SIZE];
     snprintf(path, sizeof(path), SHM_DIRECTORY "%s", name + strspn(name, "/"));
-    return read_facts(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, facts);
+    return read_facts(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, facts); /* needs no descriptor, of which there may be none */
+#else
+    int descriptor = shm_open(name, O_RDONLY, 0);
+    if (descriptor < 0) {
+        return -1;
+    }
+    int result = identity_facts(descriptor, facts);
+    int error = errno;
+    close(descriptor);
+    errno = error;
+    return result;
+#endif
 }
 
 uint64_t

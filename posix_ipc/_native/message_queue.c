@@ -553,7 +553,8 @@ pair_with_priority(PyObject *message, unsigned priority)
 }
 
 /* Takes a message out of the kernel: into `target`, or, if its buffer is NULL, into new bytes. 0 or an errno; ENOBUFS:
- * `target` is too short, `received` says what it takes; ENOMEM: with MemoryError set. On success *message is a reference to the bytes, if any. */
+ * `target` is too short, `received` says what it takes; ENOMEM: with MemoryError set. On success *message is a reference
+ * to the bytes, if any. */
 static int
 receive_message(MessageQueueObject *self, Transfer *transfer, int64_t timeout, PyObject **message)
 {

@@ -177,9 +177,11 @@ become_tracker(const Start *start)
     if (fork_quietly() != 0) {
         return;
     }
-    if (chdir("/") < 0 || dup2(start->null, 0) < 0 || dup2(start->null, 1) < 0 || dup2(start->null, 2) < 0 ||
-        (lock != LOCK_DESCRIPTOR && dup2(lock, LOCK_DESCRIPTOR) < 0) ||
-        fcntl(LOCK_DESCRIPTOR, F_SETFD, 0) < 0) {
+    /* Both out of the way first: where the standard streams were closed, one of them has a number that is written to. */
+    int null = fcntl(start->null, F_DUPFD_CLOEXEC, LOCK_DESCRIPTOR + 1);
+    int held = fcntl(lock, F_DUPFD_CLOEXEC, LOCK_DESCRIPTOR + 1);
+    if (null < 0 || held < 0 || chdir("/") < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 ||
+        dup2(held, LOCK_DESCRIPTOR) < 0) {
         return;
     }
     close_others(LOCK_DESCRIPTOR, start->limit);
