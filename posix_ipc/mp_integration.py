@@ -17,6 +17,7 @@ import multiprocessing.spawn
 import multiprocessing.util
 import os
 import subprocess
+import threading
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -75,7 +76,7 @@ class _Tracked:
             journals = list(process.journals)
             if any(self._record(journal, self._kind, own) for journal in reversed(journals)):  # type: ignore[attr-defined]
                 break
-            process.add_journal(full=len(journals))
+            _add_journal(process, full=len(journals))
         if own:
             _owned.add(self)
 
@@ -111,7 +112,7 @@ class _Tracked:
                 if self._create(journal, name, mode, *arguments):  # type: ignore[attr-defined]
                     _owned.add(self)
                     return
-            process.add_journal(full=len(journals))
+            _add_journal(process, full=len(journals))
 
 
 class _Scoped(_Tracked):
@@ -397,15 +398,33 @@ def _inherited_token() -> str:
     return token
 
 
+# Re-entrant, because a signal handler or a finalizer may create something in the midst of it.
+_preparing = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _preparing
+    _preparing = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # whoever held it is not there
+
+
 def _prepare() -> _journal.Process:
     """This process, ready to own one more object: with a journal, a living root, and a tracker."""
-    process = _journal.current(_inherited_token())
-    process.open_journals()
-    if not process.tree_lives():
-        process.move_to_tree(_journal.token_of(os.getpid()))  # daemonised: its root is dead
-        multiprocessing.current_process()._config[_CONFIG_KEY] = process.token  # type: ignore[attr-defined]
-    _tracker.ensure(process, multiprocessing.spawn.get_executable())
-    return process
+    with _preparing:
+        process = _journal.current(_inherited_token())
+        process.open_journals()
+        if not process.tree_lives():
+            process.move_to_tree(_journal.token_of(os.getpid()))  # daemonised: its root is dead
+            multiprocessing.current_process()._config[_CONFIG_KEY] = process.token  # type: ignore[attr-defined]
+        _tracker.ensure(process, multiprocessing.spawn.get_executable())
+        return process
+
+
+def _add_journal(process: _journal.Process, full: int) -> None:
+    with _preparing:
+        process.add_journal(full)
 
 
 def _clean_up_at_exit() -> None:
@@ -413,9 +432,10 @@ def _clean_up_at_exit() -> None:
     process = _journal.existing()
     if process is None:
         return
-    for handle in list(_owned):
-        with contextlib.suppress(Exception):
-            handle.close()
+    with contextlib.suppress(RuntimeError):  # a daemon thread still creates; what it makes is the tracker's
+        for handle in list(_owned):
+            with contextlib.suppress(Exception):
+                handle.close()
     process.close_journals()
     with contextlib.suppress(OSError):
         _reaper.reap(_logger.info, wait=False, ending=[process.token] if process.is_root else [])
