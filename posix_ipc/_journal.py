@@ -8,6 +8,7 @@ TOKEN.proxy is held by the tracker for a root that holds nothing itself, and TOK
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -246,11 +247,20 @@ def _entries(data: bytes) -> Iterator[Entry]:
         yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), data[start : start + length])
 
 
+NO_FILE = errno.ENOENT, errno.ELOOP, errno.ENXIO
+"""What opening says of something that is gone, a symbolic link or a socket."""
+
+
 def open_for_look(path: str) -> int | None:
-    """A descriptor of a file that this user made and nobody else can have touched; None if it is none, or gone."""
+    """A descriptor of a file that this user made and nobody else can have touched; None if it is none, or gone.
+
+    Raises OSError when it cannot be told.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno not in NO_FILE:  # then it may be one that counts
+            raise
         return None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:

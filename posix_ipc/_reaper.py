@@ -35,17 +35,34 @@ def _silent(line: str) -> None:
     pass
 
 
-def reap(log: Log = _silent, wait: bool = True, ending: Collection[str] = ()) -> list[Removed]:
+class Swept(NamedTuple):
+    """What a sweep did, and what it left to another one."""
+
+    removed: list[Removed]
+    owed: set[str]
+    """Tokens of trees whose dead still own what is in use: when that ends nobody reports it."""
+
+
+def sweep(log: Log = _silent, wait: bool = True, ending: Collection[str] = ()) -> Swept:
     """Sweep every directory of this user. Unless `wait`, leave alone one that is being swept.
 
-    `ending` are tokens whose roots are about to end: they protect nothing any more.
+    `ending` are tokens whose roots are about to end: they protect nothing any more. Raises OSError, with nothing
+    removed in that directory, when it cannot be told who is alive (no descriptor or memory left): nothing is guessed.
     """
-    removed = []
+    removed: list[Removed] = []
+    owed: set[str] = set()
     for directory in _journal.directories():
         with _SweepLock(directory, wait) as locked:
             if locked:
-                removed += _Sweep(directory, log, ending).run()
-    return removed
+                sweep_of_one = _Sweep(directory, log, ending)
+                removed += sweep_of_one.run()
+                owed |= sweep_of_one.owed
+    return Swept(removed, owed)
+
+
+def reap(log: Log = _silent, wait: bool = True, ending: Collection[str] = ()) -> list[Removed]:
+    """The same, where only what was removed is of interest."""
+    return sweep(log, wait, ending).removed
 
 
 class _SweepLock:
@@ -97,6 +114,7 @@ class _Sweep:
             self._take_in(file)
         self._dead_others = [file for file in files if not file.live and not file.is_journal]
         self._removed: list[Removed] = []
+        self.owed: set[str] = set()
 
     def _files(self) -> list[_File]:
         files = []
@@ -108,6 +126,8 @@ class _Sweep:
             try:
                 live = _ext._is_locked(path)
             except OSError as error:
+                if error.errno not in _journal.NO_FILE:  # then it is not known whether it is locked
+                    raise
                 self._log(f"{path}: skipped: {error.strerror}")
                 continue
             files.append(_File(path, match["token"], match["role"], live))
@@ -140,10 +160,10 @@ class _Sweep:
         for file, contents in self._dead:
             kept = [entry for entry in contents.entries if not self._finish(file, contents, entry)]
             if not kept:
-                _remove_if_dead(file.path)
+                remove_if_dead(file.path)
         for file in self._dead_others:
             if file.role != "proxy" or file.token not in self._live_roots:
-                _remove_if_dead(file.path)
+                remove_if_dead(file.path)
         return self._removed
 
     def _finish(self, file: _File, contents: Contents, entry: Entry) -> bool:
@@ -153,6 +173,7 @@ class _Sweep:
         if entry.state == CLAIM:
             return True
         if entry.state == OWNED and entry.identity in self._protected:
+            self.owed.add(file.token)
             return False
         if entry.kind == "message_queue":
             if contents.ipc_namespace != self._ipc_namespace:
@@ -164,6 +185,8 @@ class _Sweep:
             name = os.fsdecode(entry.name)
             self._log(f"removed {entry.kind} {name!r}: its owner, recorded in {file.path}, is dead, and nobody uses it")
             self._removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(file.path)))
+        elif outcome is _KEPT:
+            self.owed.add(file.token)
         return outcome is not _KEPT
 
     def _remove_file(self, entry: Entry) -> str:
@@ -264,7 +287,7 @@ def _settle_leftover(aside: bytes, path: bytes, identity: Identity) -> bool:
     return False
 
 
-def _remove_if_dead(path: str) -> None:
+def remove_if_dead(path: str) -> None:
     """Unlink a file of a dead process, if nobody holds it meanwhile."""
     descriptor = _journal.open_for_look(path)
     if descriptor is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 import sys
 import time
 
@@ -17,7 +18,10 @@ from posix_ipc import _ext, _journal, _reaper
 SETTLE = 0.002
 """Seconds from the report of a death to the release of its locks, and more."""
 SHORTEST, LONGEST = 0.05, 0.5
-"""Seconds between looks while the root is dead and something is still leased: who only attached dies unreported."""
+"""Seconds between looks while something of the dead is still leased: who only attached dies unreported."""
+
+OVERFLOW = struct.pack("iI", -1, 0x4000)
+"""The head of the event IN_Q_OVERFLOW: others were lost. inotify(7)."""
 
 # ---- in the process that creates ----
 
@@ -29,7 +33,7 @@ def ensure(process: _journal.Process, executable: str) -> None:
         return
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.append({package!r}); from posix_ipc._tracker import main; main()"
-    program = (executable, "-I", "-S", "-E", "-c", code, "posix_ipc", "tracker", process.directory, process.token)
+    program = (executable, "-I", "-S", "-c", code, "posix_ipc", "tracker", process.directory, process.token)
     _ext._start_tracker(lock, program)
 
 
@@ -54,15 +58,22 @@ class Tracker:
     def run(self) -> None:
         pause = SHORTEST
         while True:
-            _reaper.reap()
-            if self._root is None and not self._owes():
+            owed = self._sweep()
+            if self._root is None and not self._has_files():
                 break
-            if self._wait(pause):
-                pause = SHORTEST
-            elif self._root is None:
-                pause = min(pause * 1.5, LONGEST)
+            # Nobody reports that a lease ends, or a doorbell that is missing; all else is waited for in peace.
+            in_peace = self._root is not None and self._events is not None and not owed
+            pause = SHORTEST if self._wait(None if in_peace else pause) else min(pause * 1.5, LONGEST)
         for role in ("proxy", "tracker"):
-            _unlink(f"{self._directory}/{self._token}.{role}")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._directory}/{self._token}.{role}")
+
+    def _sweep(self) -> bool:
+        """Is there something left of this tree's dead that somebody still uses?"""
+        try:
+            return self._token in _reaper.sweep().owed
+        except OSError:  # no descriptor or memory left in the system, or the directory is being wiped: later
+            return True
 
     def _hold_proxy(self) -> None:
         path = f"{self._directory}/{self._token}.proxy"
@@ -70,12 +81,12 @@ class Tracker:
             try:
                 self._proxy = _ext.Journal(path, 1)
             except FileExistsError:  # of a tracker that was killed
-                _unlink_unlocked(path)
+                _reaper.remove_if_dead(path)
             except BlockingIOError:
                 time.sleep(0.001)
 
-    def _owes(self) -> bool:
-        """Is there still something of this tree to wait for?"""
+    def _has_files(self) -> bool:
+        """Is there still a journal of this tree to wait for?"""
         try:
             names = os.listdir(self._directory)
         except FileNotFoundError:
@@ -83,11 +94,9 @@ class Tracker:
         matches = filter(None, map(_journal.TOKEN_FILE.fullmatch, names))
         return any(match["token"] == self._token and match["role"] not in ("proxy", "tracker") for match in matches)
 
-    def _wait(self, pause: float) -> bool:
+    def _wait(self, timeout: float | None) -> bool:
         """Sleep until something has happened; True if it has to do with this tree."""
         descriptors = [descriptor for descriptor in (self._events, self._root) if descriptor is not None]
-        # With a doorbell and a root that lives nothing is owed that would not be reported.
-        timeout = None if self._root is not None and self._events is not None else pause
         ready = select.select(descriptors, [], [], timeout)[0]
         happened = self._events in ready and self._read_events()
         if self._root is not None and self._root in ready:
@@ -104,7 +113,7 @@ class Tracker:
     def _read_events(self) -> bool:
         assert self._events is not None
         data = os.read(self._events, 1 << 16)
-        return self._token.encode() in data or not data
+        return self._token.encode() in data or OVERFLOW in data
 
 
 def _open_root(token: str) -> int | None:
@@ -125,13 +134,3 @@ def _watch(directory: str) -> int | None:
         return _ext._watch(directory)
     except OSError:  # fs.inotify.max_user_instances; then by looking now and then
         return None
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _unlink_unlocked(path: str) -> None:
-    if not _ext._is_locked(path):
-        _unlink(path)

@@ -88,6 +88,11 @@ class Tree:
         self._process.stdin.write(f"{how}\n")
         self._process.stdin.flush()
 
+    def create(self):
+        """Have the root make one more of each."""
+        self.ask("create")
+        self.own_objects += [tuple(each) for each in json.loads(self._process.stdout.readline())]
+
     def kill_root(self, number):
         _kill(self.root, number)
 
@@ -96,8 +101,12 @@ class Tree:
             os.killpg(self._process.pid, number)
 
     def kill_trackers(self):
-        for tracker in trackers(self.token):
+        """Kill them, and wait until they have given back what they held: their locks go after their command lines."""
+        killed = trackers(self.token)
+        for tracker in killed:
             tracker.kill()
+        for tracker in killed:
+            wait_until(lambda tracker=tracker: _has_ended(tracker))
 
     def kill_workers(self, number=signal.SIGKILL):
         for pid in self.workers:
@@ -111,6 +120,13 @@ class Tree:
     def _read_stderr(self):
         self._stderr.seek(0)
         return self._stderr.read()
+
+
+def _has_ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _kill(pid, number):

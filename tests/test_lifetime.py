@@ -1,14 +1,18 @@
 """How tracked objects end: G1 to G5 and G10 of docs/design.md, with real processes and real signals."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
+import psutil
 import pytest
-from lifetime import Tree, existing, journal_files, trackers, wait_until_gone
+from lifetime import DIRECTORY, Tree, existing, journal_files, trackers, wait_until_gone
 from support import run_python, wait_until
+
+from posix_ipc import _reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
 
@@ -68,7 +72,6 @@ def test_g3_everything_is_killed_and_the_command_sweeps(tree):
     tree.kill_group(signal.SIGKILL)
     tree.wait()
     tree.kill_workers()
-    time.sleep(0)
     subprocess.run([sys.executable, "-m", "posix_ipc", "reap"], check=True, stdout=subprocess.DEVNULL)
     # Another sweep may have been under way and have seen the lease of a worker that was dying.
     wait_until(
@@ -90,14 +93,135 @@ def test_g4_worker_is_killed_while_its_root_lives(tree):
 
 @each_method
 def test_g10_tracker_is_killed_and_replaced(tree):
-    """The next creation anywhere in the tree starts another, which knows all that the first one knew."""
+    """The next creation in the tree starts another, which knows all that the first one knew."""
+    killed = trackers(tree.token)
     tree.kill_trackers()
-    wait_until(lambda: not trackers(tree.token))
+    tree.create()
+    wait_until(lambda: trackers(tree.token))
+    assert not set(trackers(tree.token)) & set(killed)
     tree.kill_group(signal.SIGKILL)
     tree.wait()
     tree.kill_workers()
-    run_python("from posix_ipc.mp_integration import Semaphore; Semaphore()")
     wait_until_gone(tree.objects)
+    assert_all_is_over(tree)
+
+
+LEAVE_A_LEASE = """
+import multiprocessing, os, sys
+from posix_ipc.mp_integration import SharedMemory
+
+def work(pipe):
+    segment = SharedMemory(size=8)
+    pid = os.fork()  # who inherits the lease has no journal whose end would be reported
+    if pid == 0:
+        pipe.close()
+        os.read(int(sys.argv[1]), 1)
+        os._exit(0)
+    pipe.send((os.getpid(), pid, segment.name))
+    os.read(int(sys.argv[1]), 1)
+
+if __name__ == "__main__":
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    multiprocessing.get_context("fork").Process(target=work, args=(writer,), daemon=True).start()
+    print(*reader.recv(), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_g4_what_a_dead_worker_left_leased_goes_when_the_lease_ends():
+    never, hold = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAVE_A_LEASE, str(never)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[never],
+    ) as root:
+        worker, heir, name = root.stdout.readline().split()
+        os.kill(int(worker), signal.SIGKILL)
+        left = [("SharedMemory", name)]
+        wait_until(lambda: psutil.Process(int(worker)).status() == psutil.STATUS_ZOMBIE)
+        _reaper.reap()  # the tracker has had its turn, or this is it
+        assert existing(left) == left
+        os.kill(int(heir), signal.SIGKILL)
+        wait_until_gone(left)
+        root.communicate("\n", timeout=30)
+    os.close(never)
+    os.close(hold)
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+
+@needs_strace
+@pytest.mark.no_sanitizer
+@pytest.mark.parametrize("role", ["root", "proxy"])
+def test_g5_a_sweep_that_cannot_tell_who_lives_removes_nothing(role):
+    """No descriptor left in the system, just as it looks at one file: what is in flight under that root must stay."""
+    with Tree("fork") as tree:
+        victim = next(iter(tree.workers))
+        proxy = DIRECTORY / f"{tree.token}.proxy"
+        wait_until(proxy.exists)  # the tracker runs
+        tree.kill_trackers()
+        os.kill(victim, signal.SIGKILL)
+        if role == "root":  # else the proxy says it too
+            proxy.unlink()
+        in_flight = [*tree.own_objects[:1], *tree.workers[victim]["shared"]]
+        prefix = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(DIRECTORY / f"{tree.token}.{role}")]
+        inject = ["-e", "trace=openat", "-e", "inject=openat:error=ENFILE"]
+        code = "from posix_ipc import _reaper\ntry: _reaper.reap()\nexcept OSError as error: print(error.errno)"
+        child = run_python(code, prefix=[*prefix, *inject])
+        assert child.stdout.strip() == str(errno.ENFILE)
+        assert existing(in_flight) == in_flight
+
+
+WITHOUT_STREAMS = """
+import multiprocessing, os, sys
+from posix_ipc.mp_integration import Semaphore
+os.closerange(0, 3)
+made = Semaphore()
+tell, wait = map(int, sys.argv[1:])
+os.write(tell, multiprocessing.current_process()._config["posix_ipc_token"].encode())
+os.read(wait, 1)
+more = Semaphore()
+os.write(tell, b".")
+os.read(wait, 1)
+"""
+
+
+def test_g12_tracker_of_a_root_without_standard_streams_holds_its_lock():
+    told, tell = os.pipe()
+    wait, go_on = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", WITHOUT_STREAMS, str(tell), str(wait)], pass_fds=[tell, wait]) as root:
+        token = os.read(told, 100).decode()
+        (tracker,) = wait_until(lambda: trackers(token))
+        wait_until(lambda: (DIRECTORY / f"{token}.proxy").exists())  # it runs, the descriptors are in their places
+        os.write(go_on, b".")
+        os.read(told, 1)
+        assert trackers(token) == [tracker]
+        os.write(go_on, b".")
+        root.wait(30)
+    for descriptor in (told, tell, wait, go_on):
+        os.close(descriptor)
+
+
+def test_g12_journals_are_closed_while_threads_create():
+    """What a process does at its end, with daemon threads still at it: no crash."""
+    run_python(
+        "import threading\n"
+        "from posix_ipc.mp_integration import Semaphore, _journal\n"
+        "done = threading.Event()\n"
+        "def create():\n"
+        "    while not done.is_set():\n"
+        "        Semaphore()\n"
+        "threads = [threading.Thread(target=create) for _ in range(2)]\n"
+        "for each in threads: each.start()\n"
+        "for _ in range(300):\n"
+        "    process = _journal.existing()\n"
+        "    if process: process.close_journals()\n"
+        "done.set()\n"
+        "for each in threads: each.join()\n"
+    )
 
 
 @each_method
