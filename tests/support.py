@@ -340,6 +340,30 @@ def mappings(inode):
         return [line for line in maps if line.split()[4] == str(inode)]
 
 
+# ---- threads ----
+
+
+def run_threads(*functions):
+    """Run each in a thread of its own, all starting together, and raise what the first to fail raised."""
+    start = threading.Barrier(len(functions))
+    errors = []
+
+    def run(function):
+        start.wait()
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=[function], daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
 # ---- calls that wait ----
 
 

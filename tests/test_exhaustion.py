@@ -467,6 +467,7 @@ def receive_without_memory(name):
     assert queue.receive(0) == (message, 9)
 
 
+@pytest.mark.no_sanitizer
 def test_no_memory_left_for_a_message(name):
     support.run_function(receive_without_memory, name)
 
@@ -520,5 +521,6 @@ def all_calls_without_memory(*names):
             kind.remove(name)
 
 
+@pytest.mark.no_sanitizer
 def test_no_memory_left_at_all(names):
     support.run_function(all_calls_without_memory, names(), names(), names())

@@ -12,12 +12,11 @@ import random
 import resource
 import struct
 import sys
-import threading
 import weakref
 
 import pytest
 import support
-from support import mappings, run_function, run_python
+from support import mappings, run_function, run_python, run_threads
 
 from posix_ipc import O_CREAT, O_CREX, PAGE_SIZE, ExistentialError, SharedMemory
 
@@ -769,26 +768,6 @@ def test_interpreter_ends_quietly_with_views_out(name, kept):
 
 
 # ---- threads ----
-
-
-def run_threads(*functions):
-    errors = []
-    start = threading.Barrier(len(functions))
-
-    def run(function):
-        start.wait()
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=[function], daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def storm(name, seed, threads, times):

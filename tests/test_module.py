@@ -16,7 +16,7 @@ import sysconfig
 import weakref
 
 import pytest
-from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY, open_fds, run_python
+from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY, open_fds, run_function, run_python
 
 import posix_ipc
 from posix_ipc import O_CREAT, O_CREX, O_EXCL, _ext
@@ -459,21 +459,23 @@ def test_random_name_object_works_and_exists(kind):
         handle.unlink()
 
 
-def test_random_names_cannot_be_foretold_by_a_forked_process(kind):
-    """Names from a generator that is seeded once, or by the clock, repeat in processes forked one after another."""
-    seen = list(random_names(kind, 20))
+def print_random_names(kind):
+    """Of this process and three that it forks one after another."""
+    kind = {each.type.__name__: each for each in KINDS}[kind]
     for _ in range(3):
-        reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            try:
-                os.write(writer, "\n".join(random_names(kind, 20)).encode())
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            seen += pipe.read().split("\n")
-        os.waitpid(pid, 0)
+            break
+        assert os.waitpid(pid, 0)[1] == 0
+    for name in random_names(kind, 20):
+        os.write(1, f"{name}\n".encode())
+    if pid == 0:
+        os._exit(0)
+
+
+def test_random_names_cannot_be_foretold_by_a_forked_process(kind):
+    """Names from a generator that is seeded once, or by the clock, repeat in processes forked one after another."""
+    seen = run_function(print_random_names, kind.type.__name__).split()
     assert len(seen) == 80
     assert len(set(seen)) == 80
     for position in range(1, 5):

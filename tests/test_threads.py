@@ -16,34 +16,13 @@ import threading
 
 import pytest
 import support
-from support import BLOCKING_CALLS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY, SMALL_QUEUE, Waiter
+from support import BLOCKING_CALLS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY, SMALL_QUEUE, Waiter, run_threads
 
 import posix_ipc
 from posix_ipc import BusyError, ExistentialError, MessageQueue, Semaphore, SharedMemory
 
 # Handing the interpreter lock on this often brings threads into each other's way as a free-threaded build does.
 OFTEN = 1e-6
-
-
-def run_threads(*functions):
-    """Run each in a thread of its own, all starting together, and raise what the first to fail raised."""
-    start = threading.Barrier(len(functions))
-    errors = []
-
-    def run(function):
-        start.wait()
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=[function], daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 # ---- storms: everything at once on one handle ----
