@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import os
-import sys
 
 import pytest
 import support
@@ -113,11 +112,3 @@ def kind(request):
 def make(kind, request):
     """Return the factory of `kind`."""
     return request.getfixturevalue({SEMAPHORE: "semaphore", SHARED_MEMORY: "segment", MESSAGE_QUEUE: "queue"}[kind])
-
-
-def pytest_collection_modifyitems(items):
-    """Python 3.10 has no __getstate__ that would tell the slots: see CHANGELOG."""
-    if sys.version_info < (3, 11):
-        for item in items:
-            if "WithSlots" in item.nodeid:
-                item.add_marker(pytest.mark.skip(reason="slots are not pickled before Python 3.11"))

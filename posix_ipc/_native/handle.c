@@ -252,27 +252,94 @@ unlink_by_name(State *state, PyObject *arg, Kind kind)
 
 /* ---- pickling ---- */
 
-/* What pickle restores behind the constructor: the __dict__, the __slots__ (not on 3.10), or what a subclass says. */
+#if PY_VERSION_HEX < 0x030B0000
+/* The value of an attribute, NULL without an exception where there is none. */
+static int
+get_optional(PyObject *self, const char *name, PyObject **value)
+{
+    *value = PyObject_GetAttrString(self, name);
+    if (*value == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        return 0;
+    }
+    return *value == NULL ? -1 : 0;
+}
+
+/* {slot: value} of the __slots__ that have a value; copyreg knows the mangled names. */
+static PyObject *
+slot_values(PyObject *self)
+{
+    PyObject *values = NULL, *names = NULL, *copyreg = PyImport_ImportModule("copyreg");
+    if (copyreg != NULL) {
+        names = PyObject_CallMethod(copyreg, "_slotnames", "O", (PyObject *)Py_TYPE(self));
+        Py_DECREF(copyreg);
+    }
+    PyObject *iterator = names != NULL ? PyObject_GetIter(names) : NULL;
+    Py_XDECREF(names);
+    if (iterator == NULL || (values = PyDict_New()) == NULL) {
+        Py_XDECREF(iterator);
+        return NULL;
+    }
+    PyObject *name;
+    while ((name = PyIter_Next(iterator)) != NULL) {
+        PyObject *value = PyObject_GetAttr(self, name);
+        if (value != NULL) {
+            PyDict_SetItem(values, name, value);
+            Py_DECREF(value);
+        }
+        else if (PyErr_ExceptionMatches(PyExc_AttributeError)) { /* a slot without a value */
+            PyErr_Clear();
+        }
+        Py_DECREF(name);
+        if (PyErr_Occurred()) {
+            break;
+        }
+    }
+    Py_DECREF(iterator);
+    if (PyErr_Occurred()) {
+        Py_CLEAR(values);
+    }
+    return values;
+}
+
+/* What object.__getstate__() returns from 3.11 on: the __dict__ or None, or that and the values of the slots. */
+static PyObject *
+default_state(PyObject *self)
+{
+    PyObject *attributes, *slots, *state;
+    if (get_optional(self, "__dict__", &attributes) < 0) {
+        return NULL;
+    }
+    if (attributes == NULL) {
+        attributes = Py_NewRef(Py_None);
+    }
+    slots = slot_values(self);
+    state = slots == NULL ? NULL : PyDict_GET_SIZE(slots) == 0 ? Py_NewRef(attributes)
+                                                               : PyTuple_Pack(2, attributes, slots);
+    Py_DECREF(attributes);
+    Py_XDECREF(slots);
+    return state;
+}
+#endif
+
+/* What pickle restores behind the constructor: the __dict__, the __slots__, or what a subclass says. */
 static PyObject *
 pickled_state(PyObject *self)
 {
-    PyObject *state = PyObject_GetAttrString(self, "__getstate__"); /* every object has it since 3.11 */
-    if (state != NULL) {
-        PyObject *method = state;
-        state = PyObject_CallNoArgs(method);
-        Py_DECREF(method);
-        return state;
-    }
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+#if PY_VERSION_HEX < 0x030B0000
+    PyObject *method, *state;
+    if (get_optional(self, "__getstate__", &method) < 0) {
         return NULL;
     }
-    PyErr_Clear();
-    state = PyObject_GetAttrString(self, "__dict__");
-    if (state == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-        state = Py_NewRef(Py_None);
+    if (method == NULL) {
+        return default_state(self);
     }
+    state = PyObject_CallNoArgs(method);
+    Py_DECREF(method);
     return state;
+#else
+    return PyObject_CallMethod(self, "__getstate__", NULL);
+#endif
 }
 
 PyObject *
