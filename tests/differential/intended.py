@@ -14,6 +14,7 @@ from posix_ipc import O_CREAT, O_CREX, O_EXCL, O_NONBLOCK, O_TRUNC, QUEUE_PRIORI
 
 from .worker import PREFIX
 
+SIGEV_THREAD = 2  # how a callback is asked for; sigevent(3type)
 A = f"/{PREFIX}a"
 SMALL = {"max_messages": 1, "max_message_size": 16}
 OPTIONS = {"sem0": {}, "shm0": {}, "mq0": SMALL}
@@ -194,6 +195,17 @@ def _failed_notification(step, ours, theirs):
         return False
     kept = [name for name in ours.queues if ours.queues[name] != theirs.queues[name]]
     return all(theirs.queues[name]["notification"] == (0, 0, False) for name in kept)
+
+
+def _kept_notification(step, ours, theirs):
+    if not (calls(step, "close", "mq") and returned(ours) and returned(theirs)):
+        return False
+    lost = [name for name in ours.queues if ours.queues[name] != theirs.queues.get(name)]
+    return all(
+        (ours.queues[name]["notification"], theirs.queues[name]["notification"])
+        == ((SIGEV_THREAD, 0, True), (0, 0, False))
+        for name in lost
+    )
 
 
 def _signal_0(step, ours, theirs):
@@ -378,6 +390,14 @@ DIFFERENCES = (
         "a failed call changes nothing",
         _failed_notification,
         ((("notify", "mq0", 0), ("call", "mq0", "request_notification", (65,))),),
+        ends=True,
+    ),
+    Difference(
+        "other-handle-closed",
+        "a callback is forgotten when the process closes any handle on its queue",
+        "asked for again",
+        _kept_notification,
+        ((("open", "mq1", (A, O_CREAT), SMALL), ("notify", "mq0", 0), ("call", "mq1", "close")),),
         ends=True,
     ),
     Difference(
