@@ -61,6 +61,7 @@ class Worker:
         self.prefix = prefix
         self.handles = {}
         self.random_names = []
+        self.armed = {}  # slot: the handle through which a callback was asked for last
         self.events = queue.SimpleQueue()  # in which a signal handler may put something while its thread gets
         self.types = {"sem": posix_ipc.Semaphore, "shm": posix_ipc.SharedMemory, "mq": posix_ipc.MessageQueue}
         for number in SIGNALS:
@@ -298,6 +299,11 @@ class Worker:
             self.events.put(("callback", parameter))
 
         queue.request_notification((callback, again))
+        self.armed[slot] = queue
+
+    def expects_callback(self):
+        """May a handle that is still open have a callback to come?"""
+        return any(handle.mqd >= 0 and self.handles.get(slot) is handle for slot, handle in self.armed.items())
 
     def raising_callback(self, slot):
         """Return what sys.unraisablehook hears of a callback that raises."""
