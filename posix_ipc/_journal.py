@@ -104,18 +104,23 @@ class Process:
 
     def __init__(self, token: str) -> None:
         self.pid = os.getpid()
-        self.token = token
         self.journals: list[_ext.Journal] = []
-        self.directory = ""
+        self._place("", token)
 
     @property
     def ours(self) -> bool:
         """Is this still the process that it was made in?"""
         return self.pid == os.getpid() and all(journal.ours for journal in self.journals[:1])
 
-    @property
-    def is_root(self) -> bool:
-        return self.token.startswith(f"{self.pid}-")
+    def _place(self, directory: str, token: str) -> None:
+        self.directory = directory
+        self.token = token
+        self.is_root = token.startswith(f"{self.pid}-")
+        self.tracker_lock = self.path("tracker")
+
+    def is_ready(self) -> bool:
+        """Is there nothing to be done before this process may own one more object?"""
+        return bool(self.journals) and self.journals[-1].ready(self.tracker_lock) and self.tree_lives()
 
     def path(self, role: str) -> str:
         return f"{self.directory}/{self.token}.{role}"
@@ -127,7 +132,7 @@ class Process:
     def open_journals(self) -> None:
         """Have a journal, where it can be found."""
         if not self.journals:
-            self.directory = directory()
+            self._place(directory(), self.token)
             self.journals.append(self._new_journal(FIRST_SLOTS, first=True))
         elif not self.journals[-1].in_place():
             self._move_journals()  # somebody wiped the directory
@@ -144,14 +149,14 @@ class Process:
 
     def move_to_tree(self, token: str) -> None:
         """Belong to another tree from now on, with all that is owned."""
-        self.token = token
+        self._place(self.directory, token)
         self._move_journals()
 
     def _new_journal(self, slots: int, first: bool) -> _ext.Journal:
         return self._at_free_path(first, lambda path: _ext.Journal(path, slots))
 
     def _move_journals(self) -> None:
-        self.directory = directory()
+        self._place(directory(), self.token)
         for index, journal in enumerate(self.journals):
             self._at_free_path(index == 0, journal.move_to)
 
@@ -177,6 +182,12 @@ def current(inherited_token: str) -> Process:
     elif process.token != inherited_token:  # it created something before multiprocessing told it where it belongs
         process.move_to_tree(inherited_token)
     return process
+
+
+def ready(inherited_token: str) -> Process | None:
+    """This process, if it is known to be ready: the short way."""
+    process = _current
+    return process if process is not None and process.token == inherited_token and process.is_ready() else None
 
 
 def existing() -> Process | None:

@@ -28,13 +28,12 @@ OVERFLOW = struct.pack("iI", -1, 0x4000)
 
 def ensure(process: _journal.Process, executable: str) -> None:
     """Have a tracker for this process's tree."""
-    lock = process.path("tracker")
-    if _ext._is_locked(lock):
+    if _ext._is_locked(process.tracker_lock):
         return
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.append({package!r}); from posix_ipc._tracker import main; main()"
     program = (executable, "-I", "-S", "-c", code, "posix_ipc", "tracker", process.directory, process.token)
-    _ext._start_tracker(lock, program)
+    _ext._start_tracker(process.tracker_lock, program)
 
 
 # ---- in the tracker ----

@@ -412,8 +412,12 @@ os.register_at_fork(after_in_child=_renew_lock)  # whoever held it is not there
 
 def _prepare() -> _journal.Process:
     """This process, ready to own one more object: with a journal, a living root, and a tracker."""
+    token = _inherited_token()
+    ready = _journal.ready(token)
+    if ready is not None:
+        return ready
     with _preparing:
-        process = _journal.current(_inherited_token())
+        process = _journal.current(token)
         process.open_journals()
         if not process.tree_lives():
             process.move_to_tree(_journal.token_of(os.getpid()))  # daemonised: its root is dead

@@ -225,7 +225,6 @@ typedef struct {
 typedef struct {
     bool active;
     bool from_pickle;
-    void *lease; /* a page that holds the flock; NULL where something else of the handle does */
     Record record;
 } Tracking;
 
@@ -233,8 +232,6 @@ typedef struct {
 
 /* All return 0 or an errno. */
 int lease_lock(int descriptor);  /* a shared flock; EBUSY: another program keeps it locked */
-int lease_map(int descriptor, void **lease);
-void lease_unmap(void *lease);
 int record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity);
 void record_remove(Record *record); /* the slot, not the reference */
 
@@ -394,6 +391,8 @@ void message_queue_cancel(State *state, PyObject *queue);
 
 /* ---- system.c: system calls that Python does not offer ---- */
 
+/* 1: somebody holds the file locked; 0: nobody does, or there is none; -1 with errno. */
+int system_probe_lock(const char *path);
 PyObject *system_facts(PyObject *module, PyObject *descriptor);
 PyObject *system_facts_at(PyObject *module, PyObject *path);
 PyObject *system_is_locked(PyObject *module, PyObject *path);

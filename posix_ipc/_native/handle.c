@@ -36,7 +36,6 @@ void
 named_drop(PyObject *name, PyObject *encoded, Tracking *tracking)
 {
 #if HAVE_TRACKING
-    lease_unmap(tracking->lease);
     Py_XDECREF(tracking->record.journal);
 #else
     (void)tracking;

@@ -5,13 +5,15 @@
  * finds the lock free knows that the process is dead and reads in the file what it left.
  *
  * Slots are taken with a compare-and-swap and published by writing their state last, so that no instant of death leaves
- * a record that is half true, and neither threads nor finalizers need a lock. */
+ * a record that is half true, and neither threads nor finalizers need a lock: only who takes the memory itself away
+ * waits until the others have left it. */
 #include "ext.h"
 
 #if HAVE_TRACKING
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/file.h>
@@ -51,11 +53,12 @@ _Static_assert(sizeof(Slot) == 288 && sizeof(Header) == sizeof(Slot), "what _jou
 struct JournalObject {
     PyObject_HEAD
     PyObject *path;           /* bytes */
-    _Atomic(Header *) memory; /* the file; not there in a child of a fork */
-    _Atomic bool closed;      /* the memory is there, but no longer the file's */
-    volatile char *ours;      /* a page that a fork wipes: 1 in the process that opened the journal, 0 in its children */
+    Header *memory;      /* the file, NULL when closed; not there in a child of a fork */
+    _Atomic int users;   /* threads that are using the memory */
+    _Atomic bool moving; /* one is about to replace it */
+    volatile char *ours; /* a page that a fork wipes: 1 in the process that opened the journal, 0 in its children */
     int count;
-    _Atomic int hint;      /* where a free slot may be */
+    _Atomic int hint; /* where a free slot may be */
     uint64_t device;
     uint64_t inode;
 };
@@ -188,13 +191,9 @@ journal_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->path = path;
     self->count = count;
-    Header *memory;
     self->ours = new_fork_flag();
-    int error = self->ours != NULL ? hold(self, PyBytes_AS_STRING(path), &memory) : errno;
-    if (error == 0) {
-        atomic_store(&self->memory, memory);
-    }
-    else {
+    int error = self->ours != NULL ? hold(self, PyBytes_AS_STRING(path), &self->memory) : errno;
+    if (error != 0) {
         errno = error;
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
         Py_DECREF(self);
@@ -209,32 +208,65 @@ in_our_process(const JournalObject *self)
     return self->ours != NULL && *self->ours == 1;
 }
 
-/* NULL in a child of a fork, where the address may be anything's by now, and when the journal is closed. */
+/* The slots, until `leave`; NULL, and nothing to leave, in a child of a fork, where the address may be anything's by now,
+ * and when the journal is closed. No Python code runs in between, so nobody waits for long. */
 static Slot *
-slots_of(JournalObject *self)
+enter(JournalObject *self)
 {
-    Header *memory = in_our_process(self) && !atomic_load(&self->closed) ? atomic_load(&self->memory) : NULL;
-    return memory != NULL ? (Slot *)(memory + 1) : NULL;
+    for (;;) {
+        if (!in_our_process(self)) {
+            return NULL;
+        }
+        atomic_fetch_add(&self->users, 1);
+        if (!atomic_load(&self->moving)) {
+            break;
+        }
+        atomic_fetch_sub(&self->users, 1);
+        sched_yield();
+    }
+    if (self->memory == NULL) {
+        atomic_fetch_sub(&self->users, 1);
+        return NULL;
+    }
+    return (Slot *)(self->memory + 1);
+}
+
+static void
+leave(JournalObject *self)
+{
+    atomic_fetch_sub(&self->users, 1);
+}
+
+/* Puts other memory, with the same records, in place of the one there is; NULL: none. */
+static void
+replace_memory(JournalObject *self, Header *fresh)
+{
+    bool expected = false;
+    while (!atomic_compare_exchange_weak(&self->moving, &expected, true)) {
+        expected = false;
+        sched_yield();
+    }
+    while (atomic_load(&self->users) != 0) {
+        sched_yield();
+    }
+    if (self->memory != NULL) {
+        if (fresh != NULL) {
+            memcpy(fresh + 1, self->memory + 1, (size_t)self->count * sizeof(Slot));
+        }
+        munmap(self->memory, file_size(self->count));
+    }
+    self->memory = fresh;
+    atomic_store(&self->moving, false);
 }
 
 bool
 journal_is_ours(JournalObject *self)
 {
-    return slots_of(self) != NULL;
-}
-
-/* Lets go of the file. Another thread may be writing a slot just now, without the interpreter lock: so the memory stays,
- * only that it is not the file's any more. */
-static int
-let_go(JournalObject *self)
-{
-    Header *memory = atomic_load(&self->memory);
-    if (!in_our_process(self) || memory == NULL || atomic_exchange(&self->closed, true)) {
-        return 0;
+    bool open = enter(self) != NULL;
+    if (open) {
+        leave(self);
     }
-    return mmap(memory, file_size(self->count), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
-                   MAP_FAILED
-               ? errno : 0;
+    return open;
 }
 
 static void
@@ -242,9 +274,8 @@ journal_dealloc(PyObject *op)
 {
     JournalObject *self = (JournalObject *)op;
     PyTypeObject *type = Py_TYPE(op);
-    Header *memory = atomic_load(&self->memory);
-    if (in_our_process(self) && memory != NULL) { /* in a child the address may be anything's by now */
-        munmap(memory, file_size(self->count));
+    if (in_our_process(self) && self->memory != NULL) {
+        munmap(self->memory, file_size(self->count));
     }
     if (self->ours != NULL) {
         munmap((void *)self->ours, (size_t)sysconf(_SC_PAGESIZE));
@@ -272,14 +303,9 @@ set_identity(Slot *slot, const Identity *identity)
     slot->born = identity->born;
 }
 
-int
-journal_add(JournalObject *self, SlotState state, Kind kind, const char *name, const Identity *identity, bool shared)
+static int
+take_slot(JournalObject *self, Slot *slots, SlotState state, const Slot *record)
 {
-    size_t length = strlen(name);
-    Slot *slots = slots_of(self);
-    if (slots == NULL || length > sizeof(slots->name)) {
-        return -1;
-    }
     int start = atomic_load(&self->hint);
     for (int i = 0; i < self->count; i++) {
         int index = (start + i) % self->count;
@@ -288,11 +314,8 @@ journal_add(JournalObject *self, SlotState state, Kind kind, const char *name, c
         if (!atomic_compare_exchange_strong(&slot->state, &expected, STATE_WRITING)) {
             continue;
         }
-        slot->kind = (uint8_t)kind_letter(kind);
-        slot->shared = shared;
-        slot->name_length = (uint16_t)length;
-        memcpy(slot->name, name, length);
-        set_identity(slot, identity);
+        memcpy((char *)slot + sizeof(slot->state), (const char *)record + sizeof(slot->state),
+               offsetof(Slot, name) - sizeof(slot->state) + record->name_length);
         atomic_store(&slot->state, (uint8_t)state);
         atomic_store(&self->hint, (index + 1) % self->count);
         return index;
@@ -300,51 +323,87 @@ journal_add(JournalObject *self, SlotState state, Kind kind, const char *name, c
     return -1;
 }
 
-static Slot *
-slot_at(JournalObject *self, int index)
+int
+journal_add(JournalObject *self, SlotState state, Kind kind, const char *name, const Identity *identity, bool shared)
 {
-    Slot *slots = index >= 0 && index < self->count ? slots_of(self) : NULL;
+    size_t length = strlen(name);
+    Slot record = {.kind = (uint8_t)kind_letter(kind), .shared = shared, .name_length = (uint16_t)length};
+    if (length > sizeof(record.name)) {
+        return -1;
+    }
+    memcpy(record.name, name, length);
+    set_identity(&record, identity);
+    Slot *slots = enter(self);
+    if (slots == NULL) {
+        return -1;
+    }
+    int index = take_slot(self, slots, state, &record);
+    leave(self);
+    return index;
+}
+
+/* A slot that is known to be taken, until `leave`. */
+static Slot *
+enter_slot(JournalObject *self, int index)
+{
+    Slot *slots = index >= 0 && index < self->count ? enter(self) : NULL;
     return slots != NULL ? &slots[index] : NULL;
 }
 
 void
 journal_confirm(JournalObject *self, int index, const Identity *identity)
 {
-    Slot *slot = slot_at(self, index);
+    Slot *slot = enter_slot(self, index);
     if (slot != NULL) {
         set_identity(slot, identity);
         atomic_store(&slot->state, SLOT_OWNED);
+        leave(self);
     }
 }
 
 void
 journal_remove(JournalObject *self, int index)
 {
-    Slot *slot = slot_at(self, index);
+    Slot *slot = enter_slot(self, index);
     if (slot != NULL) {
         atomic_store(&slot->state, SLOT_FREE);
         atomic_store(&self->hint, index);
+        leave(self);
     }
 }
 
 void
 journal_share(JournalObject *self, int index)
 {
-    Slot *slot = slot_at(self, index);
+    Slot *slot = enter_slot(self, index);
     if (slot != NULL) {
         slot->shared = 1;
         atomic_thread_fence(memory_order_seq_cst); /* before the pickle exists */
+        leave(self);
     }
 }
 
 SlotState
 journal_state(JournalObject *self, int index)
 {
-    Slot *slot = slot_at(self, index);
-    return slot != NULL ? (SlotState)atomic_load(&slot->state) : SLOT_FREE;
+    SlotState state = SLOT_FREE;
+    Slot *slot = enter_slot(self, index);
+    if (slot != NULL) {
+        state = (SlotState)atomic_load(&slot->state);
+        leave(self);
+    }
+    return state;
 }
 
 /* ---- methods ---- */
+
+static bool
+in_place(const JournalObject *self)
+{
+    struct stat status;
+    return lstat(PyBytes_AS_STRING(self->path), &status) == 0 && (uint64_t)status.st_dev == self->device &&
+           (uint64_t)status.st_ino == self->inode;
+}
 
 PyDoc_STRVAR(in_place_doc,
 "in_place($self, /)\n--\n\n"
@@ -353,10 +412,27 @@ PyDoc_STRVAR(in_place_doc,
 static PyObject *
 journal_in_place(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
+    return PyBool_FromLong(in_place((JournalObject *)op));
+}
+
+PyDoc_STRVAR(ready_doc,
+"ready($self, lock, /)\n--\n\n"
+"Is this journal open, in its place, and somebody alive who holds the file `lock`?");
+
+static PyObject *
+journal_ready(PyObject *op, PyObject *lock)
+{
     JournalObject *self = (JournalObject *)op;
-    struct stat status;
-    return PyBool_FromLong(lstat(PyBytes_AS_STRING(self->path), &status) == 0 &&
-                           (uint64_t)status.st_dev == self->device && (uint64_t)status.st_ino == self->inode);
+    PyObject *path;
+    if (!journal_is_ours(self) || !in_place(self)) {
+        Py_RETURN_FALSE;
+    }
+    if (!PyUnicode_FSConverter(lock, &path)) {
+        return NULL;
+    }
+    bool locked = system_probe_lock(PyBytes_AS_STRING(path)) == 1;
+    Py_DECREF(path);
+    return PyBool_FromLong(locked);
 }
 
 PyDoc_STRVAR(move_to_doc,
@@ -372,21 +448,18 @@ journal_move_to(PyObject *op, PyObject *arg)
     if (!PyUnicode_FSConverter(arg, &path)) {
         return NULL;
     }
-    Slot *slots = slots_of(self);
-    int error = slots != NULL ? hold(self, PyBytes_AS_STRING(path), &fresh) : EBADF;
+    int error = journal_is_ours(self) ? hold(self, PyBytes_AS_STRING(path), &fresh) : EBADF;
     if (error != 0) {
         errno = error;
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, arg);
         Py_DECREF(path);
         return NULL;
     }
-    memcpy(fresh + 1, slots, (size_t)self->count * sizeof(Slot));
-    atomic_store(&self->memory, fresh);
+    replace_memory(self, fresh);
     unlink(PyBytes_AS_STRING(self->path)); /* that the old one is gone already is why we are here, or none too bad */
     PyObject *old = self->path;
     self->path = path;
     Py_DECREF(old);
-    /* The old memory stays mapped: another thread may be writing there. */
     Py_RETURN_NONE;
 }
 
@@ -397,10 +470,9 @@ PyDoc_STRVAR(close_doc,
 static PyObject *
 journal_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    int error = let_go((JournalObject *)op);
-    if (error != 0) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+    JournalObject *self = (JournalObject *)op;
+    if (in_our_process(self)) {
+        replace_memory(self, NULL);
     }
     Py_RETURN_NONE;
 }
@@ -424,6 +496,7 @@ PyDoc_STRVAR(journal_doc,
 
 static PyMethodDef journal_methods[] = {
     {"in_place", journal_in_place, METH_NOARGS, in_place_doc},
+    {"ready", journal_ready, METH_O, ready_doc},
     {"move_to", journal_move_to, METH_O, move_to_doc},
     {"close", journal_close, METH_NOARGS, close_doc},
     {NULL, NULL, 0, NULL},

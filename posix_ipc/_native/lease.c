@@ -1,9 +1,9 @@
 /* Leases: what keeps a tracked object alive, and what its record says.
  *
- * A lease is a shared flock on the object's file, held by an open file that a mapping keeps open: it costs no descriptor,
- * a fork inherits it, and it goes with the last process that has it, however that dies. Whoever wants to remove the
- * object asks for an exclusive flock, and gets none. A semaphore's own mapping is its lease; a segment maps one page that
- * cannot be touched; a queue cannot be mapped, there the descriptor is the lease. A lease is never unlocked, only
+ * A lease is a shared flock on the object's file, made through the open file that the handle uses itself: the descriptor
+ * of a segment or a queue, the mapping of a semaphore. So it costs nothing else, a fork inherits it, a mapping of the
+ * memory keeps it when the descriptor is closed, and it goes with the last process that has any of these, however that
+ * dies. Whoever wants to remove the object asks for an exclusive flock, and gets none. A lease is never unlocked, only
  * dropped: unlocking would take it from the other processes that inherited it. See flock(2). */
 #include "ext.h"
 
@@ -11,8 +11,6 @@
 
 #include <errno.h>
 #include <sys/file.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #define PATIENCE 50 /* ms: who removes an object, or looks whether it may, holds the lock for microseconds */
 
@@ -30,25 +28,6 @@ lease_lock(int descriptor)
         (void)nanosleep(&pause, NULL); /* shorter after a signal, which does no harm */
     }
     return EBUSY;
-}
-
-int
-lease_map(int descriptor, void **lease)
-{
-    void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_NONE, MAP_SHARED, descriptor, 0);
-    if (page == MAP_FAILED) {
-        return errno;
-    }
-    *lease = page;
-    return 0;
-}
-
-void
-lease_unmap(void *lease)
-{
-    if (lease != NULL) {
-        munmap(lease, (size_t)sysconf(_SC_PAGESIZE));
-    }
 }
 
 int

@@ -355,7 +355,7 @@ done:
 
 /* 0 or an errno: opens what exists, of which `facts` tells; tracked, with a lease on what still has its name. */
 static int
-attach_segment(OpenRequest *request, bool tracked, FileFacts *facts, void **lease)
+attach_segment(OpenRequest *request, bool tracked, FileFacts *facts)
 {
     int error;
     do {
@@ -376,14 +376,6 @@ attach_segment(OpenRequest *request, bool tracked, FileFacts *facts, void **leas
         if (error == 0 && tracked && facts->links == 0) { /* removed between open and flock */
             error = ESTALE;
         }
-#if HAVE_TRACKING
-        if (error == 0 && tracked) {
-            request->failed = "mmap";
-            error = lease_map(request->descriptor, lease);
-        }
-#else
-        (void)lease;
-#endif
         if (error != 0) {
             close(request->descriptor);
         }
@@ -408,7 +400,7 @@ attach(State *state, PyObject *op, PyObject *arg, mode_t mode, bool read_only, b
     }
     request.name = PyBytes_AS_STRING(encoded);
     Py_BEGIN_ALLOW_THREADS
-    error = attach_segment(&request, tracked, &facts, &tracking.lease);
+    error = attach_segment(&request, tracked, &facts);
     Py_END_ALLOW_THREADS
     if (error == ENOENT && wanted != NULL) {
         identity_raise_mismatch(state, wanted, NULL, KIND_SHARED_MEMORY, name);
@@ -420,7 +412,6 @@ attach(State *state, PyObject *op, PyObject *arg, mode_t mode, bool read_only, b
     }
     if (wanted != NULL && !identity_same_object(wanted, &facts.identity)) {
         close(request.descriptor);
-        named_drop(NULL, NULL, &tracking);
         identity_raise_mismatch(state, wanted, &facts.identity, KIND_SHARED_MEMORY, name);
         goto error;
     }
@@ -467,25 +458,17 @@ static int
 close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
 {
     int error = 0;
-    void *lease = NULL;
     Mapping *unused = NULL;
     Py_BEGIN_CRITICAL_SECTION(self);
     *descriptor = self->descriptor;
     self->descriptor = -1;
     if (mapping_too) {
-        lease = self->head.tracking.lease;
-        self->head.tracking.lease = NULL;
         unused = retire_mapping(self);
     }
     Py_END_CRITICAL_SECTION();
     if (unused != NULL) {
         mapping_free(unused);
     }
-#if HAVE_TRACKING
-    lease_unmap(lease);
-#else
-    (void)lease;
-#endif
     if (*descriptor >= 0) {
         Py_BEGIN_ALLOW_THREADS /* the last descriptor of an unlinked segment frees its pages */
         error = close(*descriptor) < 0 && errno != EINTR ? errno : 0; /* EINTR: closed all the same */
@@ -630,10 +613,6 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
         request->failed = "flock";
         error = lease_lock(file.descriptor);
     }
-    if (error == 0) {
-        request->failed = "mmap";
-        error = lease_map(file.descriptor, &tracking->lease);
-    }
     if (error == 0 && identity_facts(file.descriptor, facts) < 0) {
         request->failed = "fstat";
         error = errno;
@@ -647,7 +626,6 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
         record_remove(&tracking->record);
     }
     if (error != 0) {
-        lease_unmap(tracking->lease);
         shm_file_end(&file);
         return error;
     }

@@ -1,5 +1,5 @@
 /* Files of /dev/shm that get their name only when they are complete: whoever finds the name finds a finished object,
- * and a process that dies on the way leaves nothing, where the kernel can make files without a name and /proc is there.
+ * and a process that dies on the way leaves nothing, where the kernel can make files without a name.
  * See O_TMPFILE in open(2) and linkat(2). */
 #include "ext.h"
 
@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 /* The umask, without the race of setting it to read it; -1 where /proc does not tell. */
@@ -54,6 +55,19 @@ apply_umask(int descriptor, mode_t mode)
     return (mode & (mode_t)mask) != 0 ? fchmod(descriptor, mode & ~(mode_t)mask) : 0;
 }
 
+/* Linux 6.10 and later give a file of one's own its first name by its descriptor alone; before, /proc is needed. */
+static bool
+can_publish(void)
+{
+    struct utsname kernel;
+    unsigned major, minor;
+    if (uname(&kernel) == 0 && sscanf(kernel.release, "%u.%u", &major, &minor) == 2 &&
+        (major > 6 || (major == 6 && minor >= 10))) {
+        return true;
+    }
+    return access("/proc/self/fd", X_OK) == 0;
+}
+
 static int
 begin_named(ShmFile *file, mode_t mode)
 {
@@ -87,8 +101,8 @@ shm_file_begin(ShmFile *file, mode_t mode)
         /* What a file system or a kernel that cannot do it answers. */
         return errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL ? begin_named(file, mode) : -1;
     }
-    /* Without /proc it could not get its name, nor perhaps its mode. */
-    if (access("/proc/self/fd", X_OK) < 0 || apply_umask(file->descriptor, mode) < 0) {
+    /* What could not get its name, or its mode, is made with a name at once. */
+    if (!can_publish() || apply_umask(file->descriptor, mode) < 0) {
         close(file->descriptor);
         return begin_named(file, mode);
     }
@@ -101,6 +115,12 @@ shm_file_publish(ShmFile *file, const char *path)
     char source[64];
     if (file->temporary[0] != '\0') {
         return linkat(AT_FDCWD, file->temporary, AT_FDCWD, path, 0);
+    }
+    if (linkat(file->descriptor, "", AT_FDCWD, path, AT_EMPTY_PATH) == 0) {
+        return 0;
+    }
+    if (errno != ENOENT) { /* what a kernel before 6.10 says of it */
+        return -1;
     }
     snprintf(source, sizeof(source), "/proc/self/fd/%d", file->descriptor);
     return linkat(AT_FDCWD, source, AT_FDCWD, path, AT_SYMLINK_FOLLOW);

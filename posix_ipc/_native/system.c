@@ -52,10 +52,9 @@ system_facts_at(PyObject *Py_UNUSED(module), PyObject *arg)
     return result;
 }
 
-/* 1: somebody holds the file locked; 0: nobody does, or there is none; -1 with errno. The look is a shared lock for an
- * instant, which other lookers do not notice. */
-static int
-probe_lock(const char *path)
+/* The look is a shared lock for an instant, which other lookers do not notice. */
+int
+system_probe_lock(const char *path)
 {
     int descriptor = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) {
@@ -75,7 +74,7 @@ system_is_locked(PyObject *Py_UNUSED(module), PyObject *arg)
     if (!PyUnicode_FSConverter(arg, &path)) {
         return NULL;
     }
-    int locked = probe_lock(PyBytes_AS_STRING(path));
+    int locked = system_probe_lock(PyBytes_AS_STRING(path));
     PyObject *result = locked < 0 ? PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, arg) : PyBool_FromLong(locked);
     Py_DECREF(path);
     return result;
