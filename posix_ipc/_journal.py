@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 import struct
 import time
@@ -46,7 +45,7 @@ def directory() -> str:
     if existing:
         return existing[0]
     while True:
-        alternative = f"{path}.{secrets.token_hex(8)}"
+        alternative = f"{path}.{os.urandom(8).hex()}"
         if _make_directory(alternative):
             return alternative
 
@@ -163,7 +162,7 @@ class Process:
     def _at_free_path(self, first: bool, make: Callable[[str], _Made]) -> _Made:
         deadline = time.monotonic() + 0.1
         while True:
-            role = "root" if first and self.is_root and time.monotonic() < deadline else f"j{secrets.token_hex(8)}"
+            role = "root" if first and self.is_root and time.monotonic() < deadline else f"j{os.urandom(8).hex()}"
             try:
                 return make(self.path(role))
             except (BlockingIOError, FileExistsError):  # a look at the root's file takes an instant

@@ -72,7 +72,8 @@ class _SweepLock:
         self._path, self._wait = f"{directory}/reap.lock", wait
 
     def __enter__(self) -> bool:
-        self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # For reading, because the end of one for writing would wake every tracker.
+        self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
         except BlockingIOError:

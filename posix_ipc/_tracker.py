@@ -94,7 +94,17 @@ class Tracker:
         return any(match["token"] == self._token and match["role"] not in ("proxy", "tracker") for match in matches)
 
     def _wait(self, timeout: float | None) -> bool:
-        """Sleep until something has happened; True if it has to do with this tree."""
+        """Sleep until something has happened that has to do with this tree; False if nothing did in time."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._happens(timeout):
+            if deadline is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0:
+                    return False
+        time.sleep(SETTLE)
+        return True
+
+    def _happens(self, timeout: float | None) -> bool:
         descriptors = [descriptor for descriptor in (self._events, self._root) if descriptor is not None]
         ready = select.select(descriptors, [], [], timeout)[0]
         happened = self._events in ready and self._read_events()
@@ -105,8 +115,6 @@ class Tracker:
                 self._proxy.close()
                 self._proxy = None
             happened = True
-        if happened:
-            time.sleep(SETTLE)
         return happened
 
     def _read_events(self) -> bool:
