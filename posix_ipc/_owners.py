@@ -1,0 +1,208 @@
+"""The judgement: who owns what, which owner lives, and what may be removed.
+
+`_reaper` removes by it and `leaks` tells by it, so that the two cannot disagree. The kernel says who is alive, never a
+pid: a journal belongs to a living process as long as it is locked, and an object is in use as long as somebody has a
+lease on it. An object is known by its identity, never by its name alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+import posix_ipc
+from posix_ipc import _ext, _journal
+from posix_ipc._journal import CLAIM, INTENT, OWNED, Contents, Entry, Identity
+
+Log = Callable[[str], object]
+
+SHARED, CLAIMED, PROTECTED, ELSEWHERE, OPEN = "shared", "claimed", "protected", "elsewhere", "open"
+"""The fates of an entry of a dead journal: kept for the pickles of a living root; only a claim, so nothing; kept for a
+living owner; a queue that can be found only in another IPC namespace; to be removed if nobody leases it."""
+
+FREE, GONE, KEPT = "free", "gone", "kept"
+"""What a look at the object of an open entry says: nobody leases it; it is not there any more; it is in use, or that
+cannot be told."""
+
+
+class File(NamedTuple):
+    """A file of a tree of processes."""
+
+    path: str
+    token: str
+    role: str
+    live: bool
+
+    @property
+    def is_journal(self) -> bool:
+        return self.role == "root" or self.role.startswith("j")
+
+
+class Records:
+    """What all the files of this user say, at one moment.
+
+    `ending` are tokens whose roots are about to end: they protect nothing any more. Raises OSError when it cannot be
+    told who is alive (no descriptor or memory left): nothing is guessed.
+    """
+
+    def __init__(self, log: Log, ending: Collection[str] = ()) -> None:
+        self._log = log
+        self._ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
+        self.files = [file for directory in _journal.directories() for file in self._files(directory)]
+        self.live_roots = {
+            file.token
+            for file in self.files
+            if (file.live and file.role in ("root", "proxy"))
+            # Without a tracker nobody holds the proxy of a root that made nothing itself.
+            or (file.role == "proxy" and _journal.root_lives(file.token))
+        }.difference(ending)
+        self.journals: list[tuple[File, Contents]] = []
+        self.live_intents: set[bytes] = set()
+        self._protected: set[Identity] = set()
+        for file in self.files:
+            contents = self._read(file) if file.is_journal else None
+            if contents is not None:
+                self.journals.append((file, contents))
+                self._protect(file, contents)
+
+    def _files(self, directory: str) -> Iterator[File]:
+        for name in os.listdir(directory):
+            match = _journal.TOKEN_FILE.fullmatch(name)
+            if match is None:
+                continue
+            path = f"{directory}/{name}"
+            try:
+                live = _ext._is_locked(path)
+            except OSError as error:
+                if error.errno not in _journal.NO_FILE:  # then it is not known whether it is locked
+                    raise
+                self._log(f"{path}: skipped: {error.strerror}")
+                continue
+            yield File(path, match["token"], match["role"], live)
+
+    def _read(self, file: File) -> Contents | None:
+        descriptor = _journal.open_for_look(file.path)
+        if descriptor is None:
+            if os.path.lexists(file.path):
+                self._log(f"{file.path}: skipped: not a file of this user")
+            return None
+        with _journal.closing(descriptor):
+            try:
+                return _journal.read(descriptor)
+            except _journal.NotAJournalError as error:
+                self._log(f"{file.path}: skipped: {error}")
+                return None
+
+    def _protect(self, file: File, contents: Contents) -> None:
+        if not file.live:
+            return
+        for entry in contents.entries:
+            if entry.state == INTENT:
+                self.live_intents.add(entry.name)
+            else:
+                self._protected.add(entry.identity)
+
+    def fate(self, file: File, contents: Contents, entry: Entry) -> str:
+        """What is to become of an entry of a dead journal."""
+        if entry.shared and file.token in self.live_roots:
+            return SHARED  # a pickle of it may be in flight
+        if entry.state == CLAIM:
+            return CLAIMED
+        if entry.state == OWNED and entry.identity in self._protected:
+            return PROTECTED
+        if entry.kind == "message_queue" and contents.ipc_namespace != self._ipc_namespace:
+            return ELSEWHERE
+        return OPEN
+
+
+# ---- is it free? ----
+
+
+def path_of(kind: str, name: bytes) -> bytes:
+    """The file of a segment or semaphore."""
+    prefix = b"sem." if kind == "semaphore" else b""
+    return os.fsencode(_journal.SHM) + b"/" + prefix + name.lstrip(b"/")
+
+
+@contextlib.contextmanager
+def locked_if_free(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str]:
+    """Look at the object of an open entry: FREE, GONE or KEPT. As long as it is FREE, nobody gets a lease on it.
+
+    Looking at a queue cancels the notification that this process may have asked of it.
+    """
+    look = _locked_queue(entry, live_intents) if entry.kind == "message_queue" else _locked_file(entry)
+    with look as outcome:
+        yield outcome
+
+
+@contextlib.contextmanager
+def _locked_file(entry: Entry) -> Iterator[str]:
+    try:
+        descriptor = os.open(
+            path_of(entry.kind, entry.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except OSError as error:
+        yield GONE if error.errno in (errno.ENOENT, errno.ELOOP) else KEPT
+        return
+    with _journal.closing(descriptor):
+        yield _lock_if_free(descriptor) if _is_this(_ext._facts(descriptor), entry.identity) else GONE
+
+
+@contextlib.contextmanager
+def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str]:
+    try:
+        queue = posix_ipc.MessageQueue(entry.name, write=False)
+    except posix_ipc.ExistentialError:
+        yield GONE
+        return
+    except (posix_ipc.Error, OSError):
+        yield KEPT
+        return
+    with contextlib.closing(queue):
+        facts = _ext._facts(queue.mqd)
+        if entry.state == INTENT:
+            # Whoever makes a tracked queue marks it until its identity is written down.
+            ours = _is_own(facts) and bool(facts[3] & stat.S_ISVTX)
+        else:
+            ours = _is_this(facts, entry.identity)
+        if not ours:
+            yield GONE
+        elif entry.state == INTENT and entry.name in live_intents:
+            yield KEPT
+        else:
+            yield _lock_if_free(queue.mqd)
+
+
+Facts = tuple[int, int, int, int, int, int, int]
+
+
+def _is_own(facts: Facts) -> bool:
+    return facts[4] == os.geteuid()
+
+
+def _is_this(facts: Facts, identity: Identity) -> bool:
+    return facts[:3] == identity and _is_own(facts)
+
+
+def _links(facts: Facts) -> int:
+    return facts[5]
+
+
+def _lock_if_free(descriptor: int) -> str:
+    if not lock_for_removal(descriptor):
+        return KEPT
+    return FREE if _links(_ext._facts(descriptor)) else GONE
+
+
+def lock_for_removal(descriptor: int) -> bool:
+    """Take the exclusive lock that says: nobody has a lease, and nobody gets one any more."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
