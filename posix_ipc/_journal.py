@@ -126,7 +126,9 @@ class Process:
 
     def tree_lives(self) -> bool:
         """Is there a root, of which this process is one of the descendants?"""
-        return self.is_root or _ext._is_locked(self.path("root")) or _ext._is_locked(self.path("proxy"))
+        if self.is_root or _ext._is_locked(self.path("root")) or _ext._is_locked(self.path("proxy")):
+            return True
+        return root_lives(self.token)  # it made nothing, and its tracker does not run yet
 
     def open_journals(self) -> None:
         """Have a journal, where it can be found."""

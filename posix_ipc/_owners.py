@@ -54,13 +54,10 @@ class Records:
         self._log = log
         self._ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
         self.files = [file for directory in _journal.directories() for file in self._files(directory)]
-        self.live_roots = {
-            file.token
-            for file in self.files
-            if (file.live and file.role in ("root", "proxy"))
-            # Without a tracker nobody holds the proxy of a root that made nothing itself.
-            or (file.role == "proxy" and _journal.root_lives(file.token))
-        }.difference(ending)
+        tokens = {file.token for file in self.files}
+        held = {file.token for file in self.files if file.live and file.role in ("root", "proxy")}
+        # Nobody holds a file for a root that made nothing itself before its tracker runs, or after that was killed.
+        self.live_roots = (held | {token for token in tokens - held if _journal.root_lives(token)}).difference(ending)
         self.journals: list[tuple[File, Contents]] = []
         self.live_intents: set[bytes] = set()
         self._protected: set[Identity] = set()
@@ -99,9 +96,9 @@ class Records:
                 return None
 
     def _protect(self, file: File, contents: Contents) -> None:
-        if not file.live:
-            return
         for entry in contents.entries:
+            if not file.live and not (entry.shared and file.token in self.live_roots):
+                continue
             if entry.state == INTENT:
                 self.live_intents.add(entry.name)
             else:

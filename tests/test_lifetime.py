@@ -250,6 +250,81 @@ def test_g5_what_another_program_leases_lives_until_it_is_free(tree):
     assert_all_is_over(tree)
 
 
+LET_A_WORKER_CREATE = """
+import multiprocessing, sys
+from posix_ipc.mp_integration import SharedMemory
+
+def work(pipe):
+    pipe.send(SharedMemory(size=8))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    worker = context.Process(target=work, args=(writer,))
+    worker.start()
+    worker.join()
+    print(reader.recv().name, flush=True)
+"""
+
+
+def test_g5_what_a_worker_made_and_sent_outlives_it_under_a_root_that_made_nothing():
+    name = run_python(LET_A_WORKER_CREATE).stdout.strip()
+    wait_until_gone([("SharedMemory", name)])
+
+
+CREATE_AND_WAIT = """
+import sys
+from posix_ipc.mp_integration import SharedMemory
+print(SharedMemory(size=8).name, flush=True)
+sys.stdin.readline()
+"""
+
+LET_A_WORKER_PICKLE = """
+import multiprocessing, os, sys
+from posix_ipc.mp_integration import SharedMemory
+
+def work(name, pipe):
+    pipe.send(SharedMemory.attach(name))
+    os.read(0, 1)
+
+if __name__ == "__main__":
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(sys.argv[1], writer), daemon=True)
+    worker.start()
+    reader.poll(30)
+    worker.kill()
+    worker.join()
+    print(multiprocessing.current_process()._config["posix_ipc_token"], flush=True)
+    sys.stdin.readline()
+    print(reader.recv().name, flush=True)
+"""
+
+
+@pytest.mark.parametrize("tracker", ["runs", "is not there"])
+def test_g5_a_pickle_in_flight_outlives_both_its_maker_and_the_creator(tracker):
+    """Its maker, dead now, wrote a claim in another tree than the creator's, whose root lives and made nothing."""
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CREATE_AND_WAIT], **streams) as creator:
+        name = creator.stdout.readline().strip()
+        left = [("SharedMemory", name)]
+        with subprocess.Popen([sys.executable, "-c", LET_A_WORKER_PICKLE, name], **streams) as other:
+            token = other.stdout.readline().strip()
+            proxy = DIRECTORY / f"{token}.proxy"
+            wait_until(proxy.exists)
+            if tracker == "is not there":  # as in the instant before it runs
+                for each in trackers(token):
+                    each.kill()
+                wait_until(lambda: not trackers(token))
+                proxy.unlink()
+            creator.kill()
+            creator.wait(30)
+            _reaper.reap()
+            assert existing(left) == left
+            assert other.communicate("\n", timeout=30)[0] == f"{name}\n"
+    _reaper.reap()
+    wait_until_gone(left)
+
+
 @each_method
 def test_g5_an_attacher_that_is_killed_takes_nothing_with_it(tree):
     names = [name for _, name in tree.own_objects[3:]]
