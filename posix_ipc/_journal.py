@@ -24,16 +24,25 @@ FIRST_SLOTS = 64
 MOST_SLOTS = 8192
 TOKEN_FILE = re.compile(r"(?P<token>\d+-\d+-\d+)\.(?P<role>root|proxy|tracker|j[0-9a-f]+)")
 
+_DIRECTORY = re.compile(r"\.posix_ipc-(\d+)(\..*)?", re.DOTALL)
+
 _Made = TypeVar("_Made")
 
 # ---- the directory ----
 
 
-def directories() -> list[str]:
-    """Every directory of journals that belongs to the effective user."""
-    prefix = f".posix_ipc-{os.geteuid()}"
+def directories(uid: int | None = None) -> list[str]:
+    """Every directory of journals that belongs to a user, by default the effective one."""
+    uid = os.geteuid() if uid is None else uid
+    prefix = f".posix_ipc-{uid}"
     names = [name for name in os.listdir(SHM) if name == prefix or name.startswith(prefix + ".")]
-    return [path for path in (f"{SHM}/{name}" for name in sorted(names)) if _is_trusted(path)]
+    return [path for path in (f"{SHM}/{name}" for name in sorted(names)) if _is_trusted(path, uid)]
+
+
+def users() -> set[int]:
+    """The users who have such directories, as the names of these say."""
+    matches = map(_DIRECTORY.fullmatch, os.listdir(SHM))
+    return {int(match[1]) for match in matches if match is not None}
 
 
 def directory() -> str:
@@ -54,17 +63,17 @@ def _make_directory(path: str) -> bool:
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        return _is_trusted(path)
+        return _is_trusted(path, os.geteuid())
     os.chmod(path, 0o700)  # whatever the umask
     return True
 
 
-def _is_trusted(path: str) -> bool:
+def _is_trusted(path: str, uid: int) -> bool:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == 0o700
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == uid and stat.S_IMODE(status.st_mode) == 0o700
 
 
 # ---- the token ----
@@ -204,6 +213,7 @@ KINDS = {ord("s"): "semaphore", ord("m"): "shared_memory", ord("q"): "message_qu
 _HEADER = struct.Struct("=8sIIQ")
 _SLOT = struct.Struct("=BBBxHxxQQQ")
 _SLOT_SIZE = 288
+_LARGEST = (MOST_SLOTS + 1) * _SLOT_SIZE
 _MAGIC = b"pipcjrn\0"
 _VERSION = 1
 
@@ -234,13 +244,12 @@ class NotAJournalError(Exception):
 
 def read(descriptor: int) -> Contents:
     """Read a journal. One whose maker died before it had a header is empty."""
-    chunks = []
-    while chunk := os.read(descriptor, 1 << 20):
-        chunks.append(chunk)
-    data = b"".join(chunks)
-    if not data.strip(b"\0"):
+    data = b""
+    while len(data) <= _LARGEST and (chunk := os.read(descriptor, 1 << 20)):
+        data += chunk
+    if len(data) <= _LARGEST and not data.strip(b"\0"):
         return Contents(0, [])
-    if len(data) < _SLOT_SIZE or len(data) % _SLOT_SIZE:
+    if not _SLOT_SIZE <= len(data) <= _LARGEST or len(data) % _SLOT_SIZE:
         raise NotAJournalError(f"its size is {len(data)}")
     magic, version, slot_size, namespace = _HEADER.unpack_from(data)
     if (magic, version, slot_size) != (_MAGIC, _VERSION, _SLOT_SIZE):
@@ -263,9 +272,10 @@ NO_FILE = errno.ENOENT, errno.ELOOP, errno.ENXIO
 """What opening says of something that is gone, a symbolic link or a socket."""
 
 
-def open_for_look(path: str) -> int | None:
-    """A descriptor of a file that this user made and nobody else can have touched; None if it is none, or gone.
+def open_for_look(path: str, uid: int | None = None) -> int | None:
+    """A descriptor of a file that a user, by default the effective one, made and nobody else can have touched.
 
+    None if it is no such file, or gone.
     Raises OSError when it cannot be told.
     """
     try:
@@ -275,7 +285,11 @@ def open_for_look(path: str) -> int | None:
             raise
         return None
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_uid != (os.geteuid() if uid is None else uid)
+        or status.st_nlink != 1
+    ):
         os.close(descriptor)
         return None
     return descriptor

@@ -21,13 +21,18 @@ from posix_ipc._journal import CLAIM, INTENT, OWNED, Contents, Entry, Identity
 
 Log = Callable[[str], object]
 
+
+def silent(line: str) -> None:
+    pass
+
+
 SHARED, CLAIMED, PROTECTED, ELSEWHERE, OPEN = "shared", "claimed", "protected", "elsewhere", "open"
 """The fates of an entry of a dead journal: kept for the pickles of a living root; only a claim, so nothing; kept for a
 living owner; a queue that can be found only in another IPC namespace; to be removed if nobody leases it."""
 
-FREE, GONE, KEPT = "free", "gone", "kept"
-"""What a look at the object of an open entry says: nobody leases it; it is not there any more; it is in use, or that
-cannot be told."""
+FREE, GONE, LEASED, UNREADABLE = "free", "gone", "leased", "unreadable"
+"""What a look at the object of an open entry says: nobody leases it; it is not there any more; it is in use; it could
+not be opened."""
 
 
 class File(NamedTuple):
@@ -44,16 +49,16 @@ class File(NamedTuple):
 
 
 class Records:
-    """What all the files of this user say, at one moment.
+    """What all the files of a user, by default the effective one, say at one moment.
 
     `ending` are tokens whose roots are about to end: they protect nothing any more. Raises OSError when it cannot be
     told who is alive (no descriptor or memory left): nothing is guessed.
     """
 
-    def __init__(self, log: Log, ending: Collection[str] = ()) -> None:
-        self._log = log
+    def __init__(self, log: Log = silent, ending: Collection[str] = (), uid: int | None = None) -> None:
+        self._log, self._uid = log, uid
         self._ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
-        self.files = [file for directory in _journal.directories() for file in self._files(directory)]
+        self.files = [file for directory in _journal.directories(uid) for file in self._files(directory)]
         tokens = {file.token for file in self.files}
         held = {file.token for file in self.files if file.live and file.role in ("root", "proxy")}
         # Nobody holds a file for a root that made nothing itself before its tracker runs, or after that was killed.
@@ -83,7 +88,7 @@ class Records:
             yield File(path, match["token"], match["role"], live)
 
     def _read(self, file: File) -> Contents | None:
-        descriptor = _journal.open_for_look(file.path)
+        descriptor = _journal.open_for_look(file.path, self._uid)
         if descriptor is None:
             if os.path.lexists(file.path):
                 self._log(f"{file.path}: skipped: not a file of this user")
@@ -128,7 +133,7 @@ def path_of(kind: str, name: bytes) -> bytes:
 
 @contextlib.contextmanager
 def locked_if_free(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str]:
-    """Look at the object of an open entry: FREE, GONE or KEPT. As long as it is FREE, nobody gets a lease on it.
+    """Look at the object of an open entry: FREE, GONE, LEASED or UNREADABLE. While it is FREE, nobody gets a lease.
 
     Looking at a queue cancels the notification that this process may have asked of it.
     """
@@ -144,7 +149,7 @@ def _locked_file(entry: Entry) -> Iterator[str]:
             path_of(entry.kind, entry.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
     except OSError as error:
-        yield GONE if error.errno in (errno.ENOENT, errno.ELOOP) else KEPT
+        yield GONE if error.errno in (errno.ENOENT, errno.ELOOP) else UNREADABLE
         return
     with _journal.closing(descriptor):
         yield _lock_if_free(descriptor) if _is_this(_ext._facts(descriptor), entry.identity) else GONE
@@ -158,7 +163,7 @@ def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str
         yield GONE
         return
     except (posix_ipc.Error, OSError):
-        yield KEPT
+        yield UNREADABLE
         return
     with contextlib.closing(queue):
         facts = _ext._facts(queue.mqd)
@@ -170,7 +175,7 @@ def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str
         if not ours:
             yield GONE
         elif entry.state == INTENT and entry.name in live_intents:
-            yield KEPT
+            yield LEASED
         else:
             yield _lock_if_free(queue.mqd)
 
@@ -192,7 +197,7 @@ def _links(facts: Facts) -> int:
 
 def _lock_if_free(descriptor: int) -> str:
     if not lock_for_removal(descriptor):
-        return KEPT
+        return LEASED
     return FREE if _links(_ext._facts(descriptor)) else GONE
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import posix_ipc
 from posix_ipc import _ext, _journal, _owners
 from posix_ipc._journal import Contents, Entry, Identity
-from posix_ipc._owners import File, Log, Records
+from posix_ipc._owners import File, Log, Records, silent
 
 
 class Removed(NamedTuple):
@@ -24,10 +24,6 @@ class Removed(NamedTuple):
     """The file of the dead process that owned it: the first number in its name is the pid of its tree's root."""
 
 
-def _silent(line: str) -> None:
-    pass
-
-
 class Swept(NamedTuple):
     """What a sweep did, and what it left to another one."""
 
@@ -36,7 +32,7 @@ class Swept(NamedTuple):
     """Tokens of trees whose dead still own what is in use: when that ends nobody reports it."""
 
 
-def sweep(log: Log = _silent, wait: bool = True, ending: Collection[str] = ()) -> Swept:
+def sweep(log: Log = silent, wait: bool = True, ending: Collection[str] = ()) -> Swept:
     """Sweep every directory of this user. Unless `wait`, leave alone one that is being swept.
 
     `ending` are tokens whose roots are about to end: they protect nothing any more. Raises OSError, with nothing
@@ -53,7 +49,7 @@ def sweep(log: Log = _silent, wait: bool = True, ending: Collection[str] = ()) -
     return Swept(removed, owed)
 
 
-def reap(log: Log = _silent, wait: bool = True, ending: Collection[str] = ()) -> list[Removed]:
+def reap(log: Log = silent, wait: bool = True, ending: Collection[str] = ()) -> list[Removed]:
     """The same, where only what was removed is of interest."""
     return sweep(log, wait, ending).removed
 
@@ -108,16 +104,16 @@ def _finish(records: Records, file: File, contents: Contents, entry: Entry, swep
         name = os.fsdecode(entry.name)
         log(f"removed {entry.kind} {name!r}: its owner, recorded in {file.path}, is dead, and nobody uses it")
         swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(file.path)))
-    elif outcome == _owners.KEPT:
+    elif outcome != _owners.GONE:
         swept.owed.add(file.token)
-    return outcome != _owners.KEPT
+    return outcome in (_REMOVED, _owners.GONE)
 
 
-_REMOVED = "removed"
+_REMOVED, _KEPT = "removed", "kept"
 
 
 def _remove(file: File, entry: Entry, records: Records) -> str:
-    """Remove the object of an open entry if it is there and nobody leases it: _REMOVED, GONE or KEPT."""
+    """Remove the object of an open entry if it is there and nobody leases it: _REMOVED, or why not."""
     path = _owners.path_of(entry.kind, entry.name)
     aside = os.fsencode(os.path.dirname(file.path)) + b"/aside-%d-%d-%d" % entry.identity
     if entry.kind != "message_queue":
@@ -139,7 +135,7 @@ def _remove_by_rename(path: bytes, aside: bytes, identity: Identity) -> str:
     except FileNotFoundError:
         return _owners.GONE
     except OSError:
-        return _owners.KEPT
+        return _KEPT
     return _REMOVED if _settle_leftover(aside, path, identity) else _owners.GONE
 
 

@@ -6,102 +6,22 @@ kernel, by (device, inode), never by a path or a pid that something wrote down. 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import Any
 
-from posix_ipc._journal import Identity
+from posix_ipc import _survey
+from posix_ipc._findings import Holder, IPCObject, Owner, Survey
 
 __all__ = ["Holder", "IPCObject", "Owner", "Survey", "find_leaks", "inventory", "survey"]
 
 
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds an object."""
-
-    pid: int
-    started: float | None
-    """Seconds since the epoch: with the pid, the identity of the process."""
-    command: str
-    """As much of its command line as could be read."""
-    how: tuple[str, ...]
-    """Of "descriptor", "mapping" and "lease"."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A journal that lists an object."""
-
-    journal: str
-    """The path of the file."""
-    pid: int
-    """Of the root of the owner's tree."""
-    alive: bool
-    """Does the process live that wrote it?"""
-    shared: bool
-    """Was the object pickled at least once?"""
-    claim: bool
-    """Does it only protect the object, as one that did not create it?"""
-
-
-@dataclass(frozen=True)
-class IPCObject:
-    """A named object, as it was when it was looked at."""
-
-    kind: str
-    """"semaphore", "shared_memory" or "message_queue"."""
-    name: str
-    """With its slash, as `posix_ipc` takes it."""
-    identity: Identity | None
-    """(device, inode, time of birth in ns or 0); None for a queue that cannot be opened."""
-    size: int | None
-    """The length in bytes; None for queues."""
-    allocated: int | None
-    """Bytes of memory in use; None for queues."""
-    value: int | None
-    """Of a semaphore that can be read."""
-    messages: int | None
-    """In a queue that can be opened."""
-    max_messages: int | None
-    max_message_size: int | None
-    mode: int
-    uid: int
-    owner: str
-    """The name of the user, or the number of one that has none."""
-    created: float | None
-    """Seconds since the epoch; None where the file system does not tell."""
-    holders: tuple[Holder, ...]
-    tracked: bool
-    """Does a journal list it as owned?"""
-    owners: tuple[Owner, ...]
-    verdict: str
-    """"live", "orphan", "unheld" or "unknown"."""
-    reason: str
-    """Why, in words."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a look around found, and what it could not see."""
-
-    objects: list[IPCObject]
-    unread: tuple[str, ...]
-    """What there is and could not be read, a sentence each; because of it a verdict may be "unknown"."""
-    unread_pids: tuple[int, ...]
-    """The processes among it."""
-    limits: tuple[str, ...]
-    """What cannot be seen from here at all, a sentence each: other PID namespaces, queues without a mount."""
-    all_queues: bool
-    """Were the queues listed by the kernel? Else there may be others than those found."""
-
-
 def survey(kinds: Collection[str] | None = None, prefix: str | None = None) -> Survey:
-    """Look at the objects of this host whose kind is one of `kinds` and whose name begins with `prefix`."""
-    raise NotImplementedError
+    """Look at the objects of this host whose kind is one of `kinds` and whose name begins with `prefix`.
+
+    `prefix` may have its slash or not. ValueError or TypeError says what is wrong with an argument. OSError: it cannot
+    be told who is alive, since there is no descriptor or memory left.
+    """
+    return _survey.survey(_survey.Wanted(kinds, prefix))
 
 
 def inventory(kinds: Collection[str] | None = None, prefix: str | None = None) -> list[IPCObject]:
@@ -114,4 +34,12 @@ def find_leaks(unheld: bool = False, min_age: float = 0.0, prefix: str | None = 
 
     Those younger than `min_age` seconds, or of unknown age if that is not 0, are left out.
     """
-    raise NotImplementedError
+    if not min_age >= 0:  # nan is not either
+        raise ValueError(f"min_age: {min_age!r} is not a number of seconds")
+    verdicts = ("orphan", "unheld") if unheld else ("orphan",)
+    latest = time.time() - min_age if min_age else float("inf")
+    return [
+        each
+        for each in inventory(prefix=prefix)
+        if each.verdict in verdicts and (not min_age or (each.created is not None and each.created <= latest))
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import multiprocessing
@@ -16,20 +17,32 @@ import multiprocessing.process
 import multiprocessing.spawn
 import multiprocessing.util
 import os
-import subprocess
 import threading
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import posix_ipc
-from posix_ipc import _journal, _reaper, _tracker
+from posix_ipc import _helper, _journal, _reaper, _tracker
 from posix_ipc._reaper import Removed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["IPCManager", "MessageQueue", "Removed", "Semaphore", "SharedMemory", "reap", "track", "untrack"]
+    from posix_ipc.leaks import find_leaks, inventory
+
+__all__ = [
+    "IPCManager",
+    "MessageQueue",
+    "Removed",
+    "Semaphore",
+    "SharedMemory",
+    "find_leaks",
+    "inventory",
+    "reap",
+    "track",
+    "untrack",
+]
 
 _logger = logging.getLogger("posix_ipc")
 _logger.addHandler(logging.NullHandler())
@@ -332,22 +345,33 @@ def reap() -> list[Removed]:
     """
     # In a process of its own, since looking at a queue cancels the notification that this one may have asked of it.
     code = (
-        f"import sys; sys.path.append({_PACKAGE!r}); import json; from posix_ipc import _reaper\n"
+        "import json; from posix_ipc import _reaper\n"
         "lines = []; removed = _reaper.reap(lines.append)\n"
         "print(json.dumps([lines, removed]))"
     )
-    done = subprocess.run(
-        [multiprocessing.spawn.get_executable(), "-I", "-S", "-c", code], stdout=subprocess.PIPE, check=True
-    )
-    lines, removed = json.loads(done.stdout)
+    lines, removed = json.loads(_helper.run_python(code))
     for line in lines:
         _logger.info(line)
     return [Removed(kind, name, tuple(identity), journal) for kind, name, identity, journal in removed]
 
 
+# ---- names of posix_ipc.leaks, which imports psutil ----
+
+_OF_LEAKS = frozenset({"find_leaks", "inventory"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_LEAKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("posix_ipc.leaks"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OF_LEAKS})
+
+
 # ---- helpers ----
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TRACKED = 16
 """The option of a pickle that makes a handle a leased one; OPTION_TRACKED of ext.h."""
 _CONFIG_KEY = "posix_ipc_token"

@@ -1,0 +1,129 @@
+"""Which named objects exist: the files of /dev/shm, and the queues as far as a mount shows them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from posix_ipc import _ext, _journal, _owners
+from posix_ipc._journal import Identity
+
+SEMAPHORE_SIZE = 32 if sys.maxsize > 2**32 else 16
+"""Of glibc's sem_t, which is the whole file."""
+
+_GLIBC_TEMPORARY = re.compile(rb"/[A-Za-z0-9]{6}")
+
+
+class FoundFile(NamedTuple):
+    """A segment or semaphore."""
+
+    kind: str
+    name: bytes
+    identity: Identity
+    size: int
+    allocated: int
+    mode: int
+    uid: int
+    links: int
+
+    @property
+    def path(self) -> bytes:
+        return _owners.path_of(self.kind, self.name)
+
+    @property
+    def is_our_temporary(self) -> bool:
+        """Does it get its name when it is complete? So it is where O_TMPFILE is missing."""
+        return self.name.startswith(b"/.posix_ipc.tmp-")
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.kind == "semaphore" and self.size < SEMAPHORE_SIZE
+
+    @property
+    def may_be_glibc_temporary(self) -> bool:
+        """Is its name like those that sem_open(3) leaves when it is killed?"""
+        return self.kind == "semaphore" and _GLIBC_TEMPORARY.fullmatch(self.name) is not None
+
+    def still_exists(self) -> bool:
+        with contextlib.suppress(OSError):
+            return _ext._facts_at(self.path)[:3] == self.identity
+        return False
+
+    def value(self) -> int | None:
+        """Of a semaphore; None if it cannot be read."""
+        if self.kind != "semaphore" or self.is_truncated:
+            return None
+        try:
+            with _reading(self.path) as descriptor:
+                if _ext._facts(descriptor)[:3] != self.identity:
+                    return None
+                word = os.read(descriptor, 8)
+        except OSError:
+            return None
+        return _value_in(word)
+
+
+def _value_in(word: bytes) -> int:
+    """glibc: on 64 bits the count of waiters stands above the value, on 32 bits a flag for waiters below it."""
+    if SEMAPHORE_SIZE == 32:
+        return int.from_bytes(word, sys.byteorder) & 0xFFFFFFFF
+    return int.from_bytes(word[:4], sys.byteorder) >> 1
+
+
+@contextlib.contextmanager
+def _reading(path: bytes) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:  # not one's own file
+        descriptor = os.open(path, flags)
+    with _journal.closing(descriptor):
+        yield descriptor
+
+
+def shm_device() -> int:
+    return os.stat(_journal.SHM).st_dev
+
+
+def shm_files() -> Iterator[FoundFile]:
+    """The segments and semaphores, told apart by the name and, where that is the name of both, by the size."""
+    with os.scandir(os.fsencode(_journal.SHM)) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    yield _found(entry)
+
+
+def _found(entry: os.DirEntry[bytes]) -> FoundFile:
+    *identity, mode, uid, links, size = _ext._facts_at(entry.path)
+    allocated = entry.stat(follow_symlinks=False).st_blocks * 512
+    kind, name = "shared_memory", b"/" + entry.name
+    if name.startswith(b"/sem.") and len(name) > 5 and size <= SEMAPHORE_SIZE:
+        kind, name = "semaphore", b"/" + entry.name[4:]
+    device, inode, born = identity
+    return FoundFile(kind, name, (device, inode, born), size, allocated, mode, uid, links)
+
+
+def mounted_queues() -> dict[bytes, os.stat_result] | None:
+    """The queues by name, where a mount of the mqueue file system can be read; else None."""
+    with open("/proc/self/mounts", "rb") as mounts:
+        points = [fields[1] for line in mounts if (fields := line.split())[2] == b"mqueue"]
+    for point in points:
+        with contextlib.suppress(OSError):
+            return dict(_queues_in(_unescape(point)))
+    return None
+
+
+def _queues_in(directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            yield b"/" + name, os.lstat(directory + b"/" + name)
+
+
+def _unescape(field: bytes) -> bytes:
+    """Of a field of /proc/self/mounts, where blanks are written in octal."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)

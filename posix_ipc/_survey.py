@@ -1,0 +1,243 @@
+"""The look around: which objects there are, and what speaks for and against each of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from posix_ipc import _holders, _journal, _objects, _owners, _probe, _verdict
+from posix_ipc._findings import Holder, IPCObject, Survey
+from posix_ipc._journal import Identity
+from posix_ipc._objects import FoundFile
+from posix_ipc._probe import QueueLook
+from posix_ipc._verdict import Doubt, Evidence, Record
+
+KINDS = tuple(_journal.KINDS.values())
+
+
+class Wanted:
+    """Which objects are asked for."""
+
+    def __init__(self, kinds: Collection[str] | None, prefix: str | None) -> None:
+        if isinstance(kinds, str):
+            raise TypeError(f"kinds: a collection such as {[kinds]!r}, not a string")
+        self.kinds = set(KINDS if kinds is None else kinds)
+        for kind in self.kinds.difference(KINDS):
+            raise ValueError(f"kinds: {kind!r} is none of {', '.join(KINDS)}")
+        if prefix is not None and not isinstance(prefix, str):
+            raise TypeError(f"prefix: a string, not {prefix!r}")
+        self._prefix = b"/" + os.fsencode(prefix or "").removeprefix(b"/")
+        if b"/" in self._prefix[1:] or b"\0" in self._prefix:
+            raise ValueError(f"prefix: no name begins with {prefix!r}")
+
+    def __call__(self, kind: str, name: bytes) -> bool:
+        return kind in self.kinds and name.startswith(self._prefix)
+
+
+def survey(wanted: Wanted) -> Survey:
+    """Look around.
+
+    The objects come first, so that none is younger than what is said of it; the leases come last, when it is known
+    which of them matter.
+    """
+    files = [file for file in _objects.shm_files() if wanted(file.kind, file.name)]
+    mounted = _objects.mounted_queues()
+    scan = _holders.scan(_objects.shm_device(), {os.path.basename(file.path) for file in files})
+    ledger = _Ledger()
+    open_records = [each for each in ledger.own_and_open() if wanted(each.entry.kind, each.entry.name)]
+    names = {*(mounted or ()), *scan.queue_links, *ledger.queue_names()}
+    answers = _probe.look(
+        [name for name in names if wanted("message_queue", name)],
+        [record.entry for record in open_records],
+        ledger.live_intents,
+    )
+    for record, outcome in zip(open_records, answers.outcomes, strict=True):
+        record.outcome = outcome
+    objects = _Objects(scan, ledger)
+    found = [
+        *objects.of_files(files),
+        *(objects.of_queue(name, look, (mounted or {}).get(name)) for name, look in answers.queues.items()),
+    ]
+    return Survey(
+        sorted(found, key=lambda each: (each.kind, each.name)),
+        tuple(doubt.text for doubt in objects.doubts),
+        tuple(sorted(scan.unread)),
+        tuple(_limits(mounted is not None)),
+        mounted is not None,
+    )
+
+
+def _limits(all_queues: bool) -> Iterator[str]:
+    if not _holders.sees_all_namespaces():
+        yield _verdict.OTHER_NAMESPACES
+    if not all_queues:
+        yield (
+            "queues are known only from journals and from descriptors of processes that can be read: "
+            "no mqueue file system is mounted here"
+        )
+
+
+class _Ledger:
+    """What all journals say that can be read."""
+
+    def __init__(self) -> None:
+        self.doubts: list[Doubt] = []
+        self._records: dict[Identity | bytes, list[Record]] = defaultdict(list)
+        own = _owners.Records()
+        self.live_intents = own.live_intents
+        self._take_in(own, own=True)
+        for uid in _journal.users() - {os.geteuid()}:
+            try:
+                self._take_in(_owners.Records(uid=uid), own=False)
+            except PermissionError as error:
+                text = f"what {user_name(uid)} tracks cannot be told: {error.filename}: {error.strerror}"
+                self.doubts.append(Doubt(text, uid))
+
+    def _take_in(self, records: _owners.Records, own: bool) -> None:
+        for file, contents in records.journals:
+            for entry in contents.entries:
+                fate = None if file.live else records.fate(file, contents, entry)
+                # A queue in the making has no identity yet.
+                key = entry.name if entry.state == _journal.INTENT else entry.identity
+                self._records[key].append(Record(file, entry, fate, own))
+
+    def own_and_open(self) -> list[Record]:
+        """What reap() would remove if nobody leases it."""
+        return [each for records in self._records.values() for each in records if each.own and each.is_open]
+
+    def queue_names(self) -> set[bytes]:
+        return {
+            record.entry.name
+            for records in self._records.values()
+            for record in records
+            if record.entry.kind == "message_queue" and record.fate != _owners.ELSEWHERE
+        }
+
+    def of(self, kind: str, name: bytes, identity: Identity | None) -> list[Record]:
+        """The records of an object."""
+        records = list(self._records.get(identity, ())) if identity is not None else []
+        if kind == "message_queue":
+            records += self._records.get(name, ())
+        return [record for record in records if record.outcome != _owners.GONE]
+
+
+class _Objects:
+    """Puts together what is told of each object."""
+
+    def __init__(self, scan: _holders.Scan, ledger: _Ledger) -> None:
+        self._scan, self._ledger = scan, ledger
+        self._locks = _holders.locks()
+        self._outside = not _holders.sees_all_namespaces()
+        self.doubts = [*_doubts_about_processes(scan), *ledger.doubts]
+
+    def of_files(self, files: list[FoundFile]) -> Iterator[IPCObject]:
+        for file in files:
+            evidence = self._evidence(file.kind, file.name, file.identity, file.uid)
+            if file.is_our_temporary and (evidence.holders or evidence.lockers):
+                continue  # it gets its name in an instant
+            found = IPCObject(
+                kind=file.kind,
+                name=os.fsdecode(file.name),
+                identity=file.identity,
+                size=file.size,
+                allocated=file.allocated,
+                value=file.value(),
+                messages=None,
+                max_messages=None,
+                max_message_size=None,
+                mode=stat.S_IMODE(file.mode),
+                uid=file.uid,
+                owner=user_name(file.uid),
+                created=file.identity[2] / 1e9 or None,
+                **self._judged(evidence, _peculiarity(file)),
+            )
+            if found.verdict == "live" or file.still_exists():
+                yield found
+
+    def of_queue(self, name: bytes, look: QueueLook | None, listed: os.stat_result | None) -> IPCObject:
+        """`look` is None if it cannot be opened; `listed` is what the mount says of it, where there is one."""
+        status = listed or self._scan.queue_links.get(name)
+        identity = look.identity if look else (status.st_dev, status.st_ino, 0) if status else None
+        uid = look.uid if look else status.st_uid if status else -1
+        return IPCObject(
+            kind="message_queue",
+            name=os.fsdecode(name),
+            identity=identity,
+            size=None,
+            allocated=None,
+            value=None,
+            messages=look.messages if look else None,
+            max_messages=look.max_messages if look else None,
+            max_message_size=look.max_message_size if look else None,
+            mode=stat.S_IMODE(look.mode if look else status.st_mode if status else 0),
+            uid=uid,
+            owner=user_name(uid),
+            created=look.created if look else status.st_mtime if status else None,
+            **self._judged(self._evidence("message_queue", name, identity, uid), ""),
+        )
+
+    def _evidence(self, kind: str, name: bytes, identity: Identity | None, uid: int) -> Evidence:
+        file = identity[:2] if identity else (-1, -1)
+        lockers = self._locks.get(file, set())
+        holders = []
+        for pid, how in self._scan.holders.get(file, {}).items():
+            process = self._process(pid)
+            if process is not None:
+                how = how | {"lease"} if pid in lockers else how
+                holders.append(Holder(pid, process.started, process.command, tuple(sorted(how))))
+        records = self._ledger.of(kind, name, identity)
+        doubts = [doubt for doubt in self.doubts if doubt.uid in (None, uid)]
+        return Evidence(records, sorted(holders, key=lambda each: each.pid), lockers, doubts, self._outside)
+
+    def _judged(self, evidence: Evidence, peculiarity: str) -> dict[str, Any]:
+        verdict, reason = _verdict.judge(evidence)
+        return {
+            "holders": tuple(evidence.holders),
+            "tracked": any(not record.owner.claim for record in evidence.records),
+            "owners": tuple(record.owner for record in evidence.records),
+            "verdict": verdict,
+            "reason": f"{reason}; {peculiarity}" if peculiarity and verdict != "live" else reason,
+        }
+
+    @functools.cached_property
+    def _process(self) -> Callable[[int], _holders.Process | None]:
+        return functools.cache(_holders.describe)
+
+
+def _peculiarity(file: FoundFile) -> str:
+    if file.is_our_temporary:
+        return "left by a creation that was killed before the object had its name"
+    if file.is_truncated:
+        return f"its file was truncated: no semaphore has {file.size} bytes"
+    if file.may_be_glibc_temporary:
+        return "named like what glibc leaves when it is killed inside sem_open()"
+    return ""
+
+
+def _doubts_about_processes(scan: _holders.Scan) -> Iterator[Doubt]:
+    if _holders.processes_are_hidden():
+        yield Doubt("the processes of other users are hidden here (hidepid)", None)
+    if not scan.unread:
+        return
+    first = sorted(scan.unread)[:_NAMED_AT_MOST]
+    named = [f"{pid} ({process.command[:40]}, {process.user})" for pid in first if (process := _holders.describe(pid))]
+    more = [f"{len(scan.unread) - len(first)} more"] if len(scan.unread) > len(first) else []
+    why = " and ".join(sorted({error.strerror or str(error) for error in scan.unread.values()}))
+    yield Doubt(f"processes that cannot be read: {', '.join(named + more)}: {why}", None)
+
+
+_NAMED_AT_MOST = 3
+
+
+@functools.lru_cache(maxsize=256)
+def user_name(uid: int) -> str:
+    """The name of a user, or the number of one that has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
