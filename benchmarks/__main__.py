@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 from posix_ipc import mp_integration
 
-from . import peers
+from . import inventory, peers
 from .measure import Runner, Timing, interleave, statement
 
 Contest = Mapping[str, Runner]
@@ -176,6 +176,9 @@ CONTESTS: dict[str, list[Callable[[], contextlib.AbstractContextManager[Contest]
     "P8": [queue_contest(16), queue_contest(1024), queue_contest(8192)],
 }
 
+SCENARIOS: dict[str, Callable[[], None]] = {"P10": inventory.run}
+"""Goals without peers, which print their own report."""
+
 
 def report(goal: str, title: str, timings: Mapping[str, Timing]) -> None:
     print(f"{goal} {title}")
@@ -188,12 +191,17 @@ def report(goal: str, title: str, timings: Mapping[str, Timing]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("goals", nargs="*", metavar="GOAL", help=f"of {', '.join(CONTESTS)}; default: all")
+    parser.add_argument(
+        "goals", nargs="*", metavar="GOAL", help=f"of {', '.join({**CONTESTS, **SCENARIOS})}; default: all"
+    )
     parser.add_argument("--rounds", type=int, default=200, help="turns of each contestant (default %(default)s)")
     arguments = parser.parse_args()
     print(f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {os.cpu_count()} processors:")
     print(f"medians of {arguments.rounds} interleaved rounds (10th to 90th percentile)")
-    for goal in arguments.goals or CONTESTS:
+    for goal in arguments.goals or {**CONTESTS, **SCENARIOS}:
+        if goal in SCENARIOS:
+            SCENARIOS[goal]()
+            continue
         for contest in CONTESTS[goal]:
             with contest() as contestants:
                 report(goal, contest.__doc__ or "", interleave(contestants, arguments.rounds))

@@ -7,7 +7,7 @@ import os
 import pwd
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from posix_ipc import _holders, _journal, _objects, _owners, _probe, _verdict
@@ -132,6 +132,8 @@ class _Objects:
     def __init__(self, scan: _holders.Scan, ledger: _Ledger) -> None:
         self._scan, self._ledger = scan, ledger
         self._locks = _holders.locks()
+        self._process = functools.cache(_holders.describe)
+        self._user = functools.cache(user_name)
         self._outside = not _holders.sees_all_namespaces()
         self.doubts = [*_doubts_about_processes(scan), *ledger.doubts]
 
@@ -152,7 +154,7 @@ class _Objects:
                 max_message_size=None,
                 mode=stat.S_IMODE(file.mode),
                 uid=file.uid,
-                owner=user_name(file.uid),
+                owner=self._user(file.uid),
                 created=file.identity[2] / 1e9 or None,
                 **self._judged(evidence, _peculiarity(file)),
             )
@@ -176,7 +178,7 @@ class _Objects:
             max_message_size=look.max_message_size if look else None,
             mode=stat.S_IMODE(look.mode if look else status.st_mode if status else 0),
             uid=uid,
-            owner=user_name(uid),
+            owner=self._user(uid),
             created=look.created if look else status.st_mtime if status else None,
             **self._judged(self._evidence("message_queue", name, identity, uid), ""),
         )
@@ -204,10 +206,6 @@ class _Objects:
             "reason": f"{reason}; {peculiarity}" if peculiarity and verdict != "live" else reason,
         }
 
-    @functools.cached_property
-    def _process(self) -> Callable[[int], _holders.Process | None]:
-        return functools.cache(_holders.describe)
-
 
 def _peculiarity(file: FoundFile) -> str:
     if file.is_our_temporary:
@@ -234,7 +232,6 @@ def _doubts_about_processes(scan: _holders.Scan) -> Iterator[Doubt]:
 _NAMED_AT_MOST = 3
 
 
-@functools.lru_cache(maxsize=256)
 def user_name(uid: int) -> str:
     """The name of a user, or the number of one that has none."""
     try:
