@@ -105,9 +105,7 @@ class _Look:
     def _descriptor(self, pid: int, path: bytes, link: bytes) -> None:
         status = os.stat(path)
         file = status.st_dev, status.st_ino
-        if status.st_dev != self._shm:
-            if status.st_dev == self._root or link.count(b"/") != 1:
-                return
+        if link.count(b"/") == 1 and status.st_dev not in (self._shm, self._root):
             self._found.queue_links[link] = status
         how = self._found.holders[file][pid]
         how.add("descriptor")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ class Answers(NamedTuple):
     """By name: None for one that exists and cannot be opened. Those that do not exist are not in it."""
     outcomes: list[str]
     """For each entry, see _owners.locked_if_free()."""
+    failure: str | None = None
+    """Why nothing could be seen."""
 
 
 def look(queues: Collection[bytes], entries: Sequence[Entry], live_intents: Collection[bytes]) -> Answers:
@@ -44,7 +47,11 @@ def look(queues: Collection[bytes], entries: Sequence[Entry], live_intents: Coll
         "entries": [[*entry[:4], entry.name.hex()] for entry in entries],
         "live_intents": [name.hex() for name in live_intents],
     }
-    answers = json.loads(_helper.run_python("from posix_ipc._probe import main; main()", json.dumps(questions)))
+    try:
+        told = _helper.run_python("from posix_ipc._probe import main; main()", json.dumps(questions))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Answers({}, [_owners.UNREADABLE] * len(entries), f"the helper process failed: {error}")
+    answers = json.loads(told)
     return Answers(
         {bytes.fromhex(name): look and QueueLook(tuple(look[0]), *look[1:]) for name, look in answers["queues"]},
         answers["outcomes"],

@@ -47,17 +47,22 @@ def survey(wanted: Wanted) -> Survey:
     """
     files = [file for file in _objects.shm_files() if wanted(file.kind, file.name)]
     mounted = _objects.mounted_queues()
-    scan = _holders.scan(_objects.shm_device(), {os.path.basename(file.path) for file in files})
+    names = {os.path.basename(file.path) for file in files} | {name[1:] for name in mounted or ()}
+    scan = _holders.scan(_objects.shm_device(), names)
     ledger = _Ledger()
     open_records = [each for each in ledger.own_and_open() if wanted(each.entry.kind, each.entry.name)]
-    names = {*(mounted or ()), *scan.queue_links, *ledger.queue_names()}
+    queues = {*(mounted or ()), *scan.queue_links, *ledger.queue_names()}
     answers = _probe.look(
-        [name for name in names if wanted("message_queue", name)],
+        [name for name in queues if wanted("message_queue", name)],
         [record.entry for record in open_records],
         ledger.live_intents,
     )
     for record, outcome in zip(open_records, answers.outcomes, strict=True):
         record.outcome = outcome
+    if answers.failure is not None:
+        ledger.doubts.append(Doubt(f"queues and leases could not be looked at: {answers.failure}", None))
+        listed = [name for name in mounted or () if wanted("message_queue", name)]
+        answers.queues.update(dict.fromkeys(listed))
     objects = _Objects(scan, ledger)
     found = [
         *objects.of_files(files),

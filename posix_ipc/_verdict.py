@@ -82,7 +82,7 @@ def _by_records(evidence: Evidence) -> tuple[str, str] | None:
         if record.outcome == _owners.LEASED:
             return "live", f"{dead}, but it is leased{_held(evidence) or ' by a process that cannot be seen'}"
         if record.outcome == _owners.UNREADABLE:
-            return "unknown", f"{dead}, but whether it is leased cannot be told: it cannot be opened"
+            return "unknown", f"{dead}, but whether it is leased cannot be told"
     return None
 
 

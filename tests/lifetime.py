@@ -106,7 +106,7 @@ class Tree:
         for tracker in killed:
             tracker.kill()
         for tracker in killed:
-            wait_until(lambda tracker=tracker: _has_ended(tracker))
+            wait_until(lambda tracker=tracker: has_ended(tracker))
 
     def kill_workers(self, number=signal.SIGKILL):
         for pid in self.workers:
@@ -122,7 +122,7 @@ class Tree:
         return self._stderr.read()
 
 
-def _has_ended(process):
+def has_ended(process):
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

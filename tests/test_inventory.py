@@ -1,0 +1,696 @@
+"""What posix_ipc.leaks tells of real objects that real processes hold.
+
+Where it matters that nobody else looks or reaps, it is asked where /dev/shm, queues and processes are private.
+"""
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from lifetime import has_ended, trackers
+from support import (
+    KINDS,
+    MESSAGE_QUEUE,
+    SEMAPHORE,
+    SHARED_MEMORY,
+    SMALL_QUEUE,
+    become_nobody,
+    libc,
+    private_host,
+    run_forked,
+    run_function,
+    run_python,
+    semaphore_waiters,
+    start_python,
+    unique_name,
+    wait_until,
+    wait_until_ready,
+)
+
+import posix_ipc
+from posix_ipc import _journal, _reaper
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leak detection is for Linux")
+leaks = pytest.importorskip("posix_ipc.leaks")
+mp_integration = pytest.importorskip("posix_ipc.mp_integration")
+
+KIND_NAMES = {SEMAPHORE: "semaphore", SHARED_MEMORY: "shared_memory", MESSAGE_QUEUE: "message_queue"}
+
+
+def look(name):
+    """What is told of one object; None if it is not listed."""
+    found = [each for each in leaks.inventory(prefix=os.fsdecode(name)) if each.name == os.fsdecode(name)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def how_it_is_held(name):
+    """How this process holds it, which must be the only one."""
+    found = look(name)
+    assert found.verdict == "live"
+    (holder,) = found.holders
+    assert holder.pid == os.getpid()
+    return holder.how
+
+
+def run_privately(function, *args):
+    prefix = private_host()
+    if prefix is None:
+        pytest.skip("no right to unshare")
+    return run_function(function, *args, prefix=prefix)
+
+
+# ---- who holds it ----
+
+
+def test_held_by_descriptor(segment):
+    handle = segment()
+    assert how_it_is_held(handle.name) == ("descriptor",)
+
+
+def test_held_by_mapping_alone(segment):
+    handle = segment()
+    view = handle.buf
+    handle.close_fd()
+    assert how_it_is_held(handle.name) == ("mapping",)
+    view.release()
+
+
+def test_held_by_lease_alone():
+    handle = mp_integration.SharedMemory(unique_name(), posix_ipc.O_CREX, size=64)
+    os.close(handle.fd)
+    assert how_it_is_held(handle.name) == ("lease",)
+    handle.unlink()
+
+
+def test_held_by_descriptor_that_a_fork_inherited_with_its_lease():
+    handle = mp_integration.MessageQueue(unique_name(), posix_ipc.O_CREX, **SMALL_QUEUE)
+    assert how_it_is_held(handle.name) == ("descriptor", "lease")
+    stay, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(go)
+        os.read(stay, 1)
+        os._exit(0)
+    by_pid = {holder.pid: holder.how for holder in look(handle.name).holders}
+    assert by_pid == {os.getpid(): ("descriptor", "lease"), child: ("descriptor", "lease")}
+    os.close(go)
+    os.close(stay)
+    os.waitpid(child, 0)
+    handle.unlink()
+    handle.close()
+
+
+def test_semaphore_held_by_its_creator_alone(name):
+    """glibc maps a temporary file that then gets another name: the path of the mapping reads as deleted."""
+    pointer = libc.sem_open(name.encode(), os.O_CREAT | os.O_EXCL, 0o600, 3)
+    inode = os.stat(SEMAPHORE.file_of(name)).st_ino
+    with open("/proc/self/maps") as maps:
+        (mapping,) = [line for line in maps if line.split()[4] == str(inode)]
+    assert mapping.endswith(" (deleted)\n")
+    assert how_it_is_held(name) == ("mapping",)
+    assert look(name).value == 3
+    libc.sem_close(pointer)
+    libc.sem_unlink(name.encode())
+
+
+def test_tracked_semaphore_is_held_by_mapping_and_lease():
+    handle = mp_integration.Semaphore(unique_name(), posix_ipc.O_CREX)
+    assert how_it_is_held(handle.name) == ("lease", "mapping")
+    handle.unlink()
+
+
+def test_holder_is_identified(segment):
+    handle = segment()
+    (holder,) = look(handle.name).holders
+    process = psutil.Process()
+    assert holder.pid == process.pid
+    assert holder.started == process.create_time()
+    assert holder.command == " ".join(process.cmdline())
+
+
+def test_what_is_unlinked_is_not_listed_and_does_no_harm(segment):
+    handle = segment()
+    view = handle.buf
+    handle.unlink()
+    assert look(handle.name) is None
+    view.release()
+
+
+def test_another_process_holds_it(make, kind):
+    handle = make()
+    with start_python(
+        "import sys, posix_ipc\n"
+        "held = getattr(posix_ipc, sys.argv[1])(sys.argv[2])\n"
+        "print('ready', flush=True); sys.stdin.read()\n",
+        kind.type.__name__,
+        handle.name,
+    ) as child:
+        wait_until_ready(child)
+        kind.close_handle(handle)
+        pids = {holder.pid for holder in look(handle.name).holders}
+        assert pids == {child.pid}
+
+
+# ---- what it is ----
+
+
+def test_facts_of_a_segment(segment):
+    before = time.time()
+    handle = segment(size=100_000, mode=0o640)
+    handle.buf[0] = 1
+    found = look(handle.name)
+    status = os.stat(SHARED_MEMORY.file_of(handle.name))
+    assert (found.kind, found.size, found.allocated) == ("shared_memory", 100_000, status.st_blocks * 512)
+    assert found.allocated > 0
+    assert found.identity[:2] == (status.st_dev, status.st_ino)
+    assert (found.mode, found.uid) == (0o640 & ~read_umask(), os.geteuid())
+    assert found.owner == psutil.Process().username()
+    assert before - 1 < found.created < time.time() + 1
+    assert (found.value, found.messages, found.max_messages) == (None, None, None)
+    assert (found.tracked, found.owners) == (False, ())
+
+
+def read_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_facts_of_a_semaphore_somebody_waits_on(semaphore):
+    handle = semaphore(initial_value=5)
+    found = look(handle.name)
+    assert (found.kind, found.value, found.messages) == ("semaphore", 5, None)
+    for _ in range(5):
+        handle.acquire()
+    waiter = threading.Thread(target=handle.acquire)
+    waiter.start()
+    wait_until(lambda: semaphore_waiters(handle.name))
+    assert look(handle.name).value == 0  # the waiters are counted in the same word
+    handle.release()
+    waiter.join()
+
+
+def test_facts_of_a_queue(queue):
+    before = time.time()
+    handle = queue(mode=0o600)
+    handle.send(b"one")
+    found = look(handle.name)
+    status = os.fstat(handle.mqd)
+    assert (found.kind, found.messages, found.size, found.value) == ("message_queue", 1, None, None)
+    assert (found.max_messages, found.max_message_size) == tuple(SMALL_QUEUE.values())
+    assert found.identity[:2] == (status.st_dev, status.st_ino)
+    assert (found.mode, found.uid) == (0o600, os.geteuid())
+    assert before - 1 < found.created < time.time() + 1
+
+
+def test_owners(tree_of_one):
+    name, pid = tree_of_one
+    found = look(name)
+    assert found.tracked
+    (owner,) = found.owners
+    assert (owner.pid, owner.alive, owner.shared, owner.claim) == (pid, True, False, False)
+    assert os.path.exists(owner.journal)
+    assert "owns it" in found.reason
+
+
+@pytest.fixture
+def tree_of_one():
+    """The name of a segment that another process owns, and its pid."""
+    with start_python(
+        "import sys; from posix_ipc.mp_integration import SharedMemory\n"
+        "handle = SharedMemory(size=8); print('ready', flush=True); print(handle.name, flush=True); sys.stdin.read()\n"
+    ) as child:
+        wait_until_ready(child)
+        yield child.stdout.readline().strip(), child.pid
+        child.communicate(timeout=30)
+
+
+def test_sharing_and_claims_are_told(tree_of_one):
+    name, pid = tree_of_one
+    handle = mp_integration.SharedMemory.attach(name)
+    handle.__reduce__()  # what pickling does: it writes a claim
+    owners = {owner.claim: owner for owner in look(name).owners}
+    assert owners[False].pid == pid
+    assert owners[True].shared
+    handle.close()
+
+
+def test_all_of_it_is_fit_for_json(make):
+    handle = make()
+    found = look(handle.name)
+    assert json.loads(json.dumps(found.as_dict()))["name"] == handle.name
+    assert json.loads(json.dumps(found.as_dict()))["holders"][0]["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("tail", [":", "\n", "é", " (deleted)", b"\xff", "x" * 200])
+def test_names_are_data(make, name, tail):
+    name = os.fsdecode(os.fsencode(name) + os.fsencode(tail))
+    handle = make(name)
+    found = look(name)
+    assert (found.name, found.verdict) == (handle.name, "live")
+
+
+def test_other_packages_objects_have_the_right_kind():
+    code = (
+        "import multiprocessing, sys; from multiprocessing import shared_memory\n"
+        "lock = multiprocessing.get_context('spawn').Lock()\n"
+        "segment = shared_memory.SharedMemory(create=True, size=9)\n"
+        "print('ready', lock._semlock.name, segment.name, sep='\\n', flush=True); sys.stdin.read(); segment.unlink()\n"
+    )
+    with start_python(code) as child:
+        wait_until_ready(child)
+        lock, segment = (child.stdout.readline().strip() for _ in range(2))
+        assert lock.startswith("/mp-")
+        assert segment.startswith("psm_")
+        assert (look(lock).kind, look(f"/{segment}").kind) == ("semaphore", "shared_memory")
+        child.communicate(timeout=30)
+
+
+# ---- which of them ----
+
+
+def test_kinds_and_prefix(kind, make, name):
+    handle = make(name)
+    other = unique_name()
+    for each in KINDS:
+        found = leaks.inventory([KIND_NAMES[each]], prefix=name)
+        assert [(each.kind, each.name) for each in found] == ([(KIND_NAMES[kind], name)] if each is kind else [])
+    for prefix in (name, name[1:], name[:-1]):
+        assert handle.name in [each.name for each in leaks.inventory(prefix=prefix)]
+    assert leaks.inventory(prefix=other) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"kinds": "semaphore"}, TypeError, "kinds"),
+        ({"kinds": ["semaphores"]}, ValueError, "'semaphores' is none of semaphore, "),
+        ({"kinds": 3}, TypeError, "iterable"),
+        ({"prefix": b"/x"}, TypeError, "prefix"),
+        ({"prefix": "/a/b"}, ValueError, "prefix"),
+        ({"prefix": "a\0"}, ValueError, "prefix"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, error, says):
+    with pytest.raises(error, match=says):
+        leaks.inventory(**arguments)
+
+
+@pytest.mark.parametrize("min_age", [-1, float("nan")])
+def test_ages_that_make_no_sense(min_age):
+    with pytest.raises(ValueError, match="min_age"):
+        leaks.find_leaks(min_age=min_age)
+
+
+# ---- looking changes nothing ----
+
+
+def test_a_notification_stays(queue):
+    handle = queue()
+    told = threading.Event()
+    handle.request_notification((lambda _: told.set(), None))
+    assert look(handle.name).verdict == "live"
+    handle.send(b"x")
+    assert told.wait(30)
+
+
+def test_record_locks_stay(segment):
+    handle = segment()
+    fcntl.lockf(handle.fd, fcntl.LOCK_EX)
+    assert look(handle.name).verdict == "live"
+    try_lock = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    child = run_python(try_lock, SHARED_MEMORY.file_of(handle.name), check=False)
+    assert "BlockingIOError" in child.stderr
+
+
+def test_time_of_access_stays(semaphore):
+    handle = semaphore()
+    os.utime(SEMAPHORE.file_of(handle.name), (1, 1))  # so old that any read would be noted
+    assert look(handle.name).value == 0
+    assert os.stat(SEMAPHORE.file_of(handle.name)).st_atime == 1
+
+
+def test_psutil_is_imported_by_who_asks_for_it():
+    run_python(
+        "import sys, posix_ipc.mp_integration as mp\n"
+        "assert {'inventory', 'find_leaks'} <= set(mp.__all__) & set(dir(mp))\n"
+        "assert 'psutil' not in sys.modules\n"
+        "import posix_ipc.leaks\n"
+        "assert mp.inventory is posix_ipc.leaks.inventory and mp.find_leaks is posix_ipc.leaks.find_leaks\n"
+        "assert 'psutil' in sys.modules\n"
+        "assert not hasattr(mp, 'no_such_name')\n"
+    )
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.no_sanitizer
+def test_what_lives_is_not_locked(tree_of_one, semaphore):
+    """Not for an instant: only journals are, and shared."""
+    name, _ = tree_of_one
+    code = "from posix_ipc import leaks; import sys; print(leaks.inventory(prefix=sys.argv[1])[0].verdict)"
+    for each in (name, semaphore().name):
+        child = run_python(code, each, prefix=["strace", "-f", "-y", "-qq", "-o", "/dev/stderr", "-e", "trace=flock"])
+        assert child.stdout == "live\n"
+        locked = [line for line in child.stderr.splitlines() if "flock(" in line]
+        assert locked
+        assert all("LOCK_SH" in line and "/.posix_ipc-" in line for line in locked)
+
+
+# ---- whom one cannot see ----
+
+
+def look_as_nobody(plain, leased):
+    become_nobody()
+    survey = leaks.survey()
+    found = {each.name: each for each in survey.objects}
+    assert os.getppid() in survey.unread_pids
+    assert found[plain].verdict == "unknown"
+    assert "cannot be read" in found[plain].reason
+    assert "Permission denied" in survey.unread[0]
+    assert (found[leased].verdict, found[leased].holders) == ("live", ())  # the kernel lists the lock
+    assert str(os.getppid()) in found[leased].reason
+    assert found[plain].value is None
+    zombies = {each.pid for each in psutil.process_iter() if each.status() == psutil.STATUS_ZOMBIE}
+    assert not zombies & set(survey.unread_pids)
+
+
+def test_another_users_processes_cannot_be_read(semaphore):
+    plain = semaphore().name
+    leased = mp_integration.SharedMemory(unique_name(), posix_ipc.O_CREX, size=8)
+    zombie = subprocess.Popen(["true"])
+    wait_until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+    run_function(look_as_nobody, plain, leased.name)
+    zombie.wait()
+    leased.unlink()
+    leased.close()
+
+
+def look_where_processes_are_hidden():
+    posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8).close()
+    os.chmod("/dev/shm/pi-plain", 0o666)
+    subprocess.run(["mount", "-o", "remount,hidepid=2", "/proc"], check=True)
+    assert look("/pi-plain").verdict == "unheld"  # root sees them all the same
+    become_nobody()
+    found = look("/pi-plain")
+    assert (found.verdict, "hidepid" in found.reason) == ("unknown", True)
+
+
+def test_hidden_processes():
+    run_privately(look_where_processes_are_hidden)
+
+
+# ---- what nobody holds ----
+
+
+def names_of(found):
+    return sorted(each.name for each in found)
+
+
+def look_at_what_nobody_holds():
+    zombie = subprocess.Popen(["true"])  # holds nothing, and that can be told
+    posix_ipc.SharedMemory("/pi-segment", posix_ipc.O_CREX, size=8).close()
+    posix_ipc.Semaphore("/pi-semaphore", posix_ipc.O_CREX).close()
+    posix_ipc.Semaphore("/AbC123", posix_ipc.O_CREX).close()
+    with open("/dev/shm/sem.pi-truncated", "wb"), open("/dev/shm/.posix_ipc.tmp-0", "wb"):
+        pass
+    os.mkdir("/dev/shm/pi-directory")
+    os.symlink("pi-segment", "/dev/shm/pi-link")
+    found = {each.name: each for each in leaks.inventory()}
+    assert sorted(found) == ["/.posix_ipc.tmp-0", "/AbC123", "/pi-segment", "/pi-semaphore", "/pi-truncated"]
+    assert {each.verdict for each in found.values()} == {"unheld"}
+    assert "PID namespace" in found["/pi-segment"].reason
+    assert "glibc" in found["/AbC123"].reason
+    assert "glibc" not in found["/pi-semaphore"].reason
+    assert "truncated" in found["/pi-truncated"].reason
+    assert found["/pi-truncated"].value is None
+    assert "killed before" in found["/.posix_ipc.tmp-0"].reason
+    assert leaks.find_leaks() == []
+    assert names_of(leaks.find_leaks(unheld=True)) == sorted(found)
+    assert names_of(leaks.find_leaks(unheld=True, prefix="pi-s")) == ["/pi-segment", "/pi-semaphore"]
+    assert leaks.find_leaks(unheld=True, min_age=1000) == []
+    time.sleep(0.2)
+    posix_ipc.Semaphore("/pi-young", posix_ipc.O_CREX).close()
+    assert names_of(leaks.find_leaks(unheld=True, min_age=0.2)) == sorted(found)
+    with open("/dev/shm/.posix_ipc.tmp-0", "rb"):  # being made
+        assert look("/.posix_ipc.tmp-0") is None
+    zombie.wait()
+
+
+def test_nobody_holds_it():
+    run_privately(look_at_what_nobody_holds)
+
+
+def look_at_queues_with_and_without_a_mount():
+    posix_ipc.MessageQueue("/pi-queue", posix_ipc.O_CREX, **SMALL_QUEUE).close()
+    held = posix_ipc.MessageQueue("/pi-held", posix_ipc.O_CREX, **SMALL_QUEUE)
+    survey = leaks.survey(["message_queue"])
+    assert names_of(survey.objects) == ["/pi-held"]
+    assert not survey.all_queues
+    assert any("no mqueue file system" in limit for limit in survey.limits)
+    point = "/dev/shm/a mount"
+    os.mkdir(point)
+    subprocess.run(["mount", "-t", "mqueue", "none", point], check=True)
+    survey = leaks.survey(["message_queue"])
+    assert survey.all_queues
+    assert not any("mqueue" in limit for limit in survey.limits)
+    assert [(each.name, each.verdict) for each in survey.objects] == [("/pi-held", "live"), ("/pi-queue", "unheld")]
+    with open(f"{point}/pi-queue"):  # opened by its path it is the same queue
+        assert look("/pi-queue").holders[0].pid == os.getpid()
+    os.chmod(f"{point}/pi-queue", 0o640)
+    become_nobody()
+    survey = leaks.survey(["message_queue"])
+    queue = survey.objects[1]
+    assert (queue.name, queue.messages, queue.mode, queue.uid) == ("/pi-queue", None, 0o640, 0)
+    assert (queue.verdict, queue.identity[1]) == ("unknown", os.stat(f"{point}/pi-queue").st_ino)
+    held.close()
+
+
+def look_without_a_helper():
+    """Then neither queues nor leases can be told, and nothing is called an orphan."""
+    with dead_root("free"):
+        held = posix_ipc.MessageQueue("/pi-held", posix_ipc.O_CREX, **SMALL_QUEUE)
+    multiprocessing.set_executable("/bin/false")
+    survey = leaks.survey()
+    assert {each.name: each.verdict for each in survey.objects} == {"/pi-free-m": "unknown", "/pi-free-s": "unknown"}
+    assert "the helper process failed" in survey.unread[0]
+    held.close()
+
+
+@pytest.mark.slow
+def test_helper_fails():
+    run_privately(look_without_a_helper)
+
+
+def test_queues_with_and_without_a_mount():
+    run_privately(look_at_queues_with_and_without_a_mount)
+
+
+# ---- orphans, and what reap() makes of them ----
+
+ROOT = """
+import os, sys
+from posix_ipc.mp_integration import MessageQueue, Semaphore, SharedMemory
+small = {"max_messages": 1, "max_message_size": 8}
+made = [(SharedMemory(f"/pi-{each}-m", 64 | 128, size=8), Semaphore(f"/pi-{each}-s", 64 | 128),
+         MessageQueue(f"/pi-{each}-q", 64 | 128, **small)) for each in sys.argv[1:]]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def dead_root(*names):
+    """Let a process make one object of each kind for each name; then it is killed, and its tracker before."""
+    with start_python(ROOT, *names) as root:
+        wait_until_ready(root)
+        yield root
+        kill_trackers(root.pid)
+        root.kill()
+        root.wait()
+
+
+def kill_trackers(root):
+    for each in wait_until(lambda: trackers(_journal.token_of(root))):
+        each.kill()
+        wait_until(lambda each=each: has_ended(each))
+
+
+def look_at_orphans():
+    attach = mp_integration.SharedMemory.attach, mp_integration.Semaphore.attach, mp_integration.MessageQueue.attach
+    with dead_root("free", "leased", "held", "claimed", "sent", "taken") as root:
+        leased = [cls(f"/pi-leased-{kind}") for cls, kind in zip(attach, "msq", strict=True)]
+        # Without a lease: it keeps the memory, not the name.
+        held = (
+            posix_ipc.SharedMemory("/pi-held-m"),
+            posix_ipc.Semaphore("/pi-held-s"),
+            posix_ipc.MessageQueue("/pi-held-q"),
+        )
+        for cls, kind in zip(attach, "msq", strict=True):
+            with contextlib.closing(cls(f"/pi-claimed-{kind}")) as claimed:
+                claimed.__reduce__()
+            with contextlib.closing(cls(f"/pi-taken-{kind}")) as taken:
+                taken.take_ownership()
+        assert leaks.find_leaks() == []
+        assert {each.verdict for each in leaks.inventory()} == {"live"}
+        assert {owner.pid for owner in look("/pi-free-m").owners} == {root.pid}
+    posix_ipc.unlink_shared_memory("/pi-sent-m")
+    posix_ipc.SharedMemory("/pi-sent-m", posix_ipc.O_CREX, size=8).close()  # another one of that name
+    verdicts = {each.name: each.verdict for each in leaks.inventory()}
+    orphans = leaks.find_leaks()
+    assert names_of(orphans) == sorted(
+        [*(f"/pi-{each}-{kind}" for each in ("free", "held") for kind in "msq"), "/pi-sent-s", "/pi-sent-q"]
+    )
+    assert verdicts["/pi-sent-m"] == "unheld"
+    assert verdicts["/pi-leased-m"] == verdicts["/pi-claimed-q"] == verdicts["/pi-taken-s"] == "live"
+    for each in orphans:
+        assert each.tracked
+        assert [(owner.pid, owner.alive) for owner in each.owners] == [(root.pid, False)]
+        holds = each.name.startswith("/pi-held")
+        assert [holder.pid for holder in each.holders] == [os.getpid()] * holds
+        assert ("not the name" in each.reason) == holds
+    assert names_of(leaks.find_leaks(prefix="pi-held")) == ["/pi-held-m", "/pi-held-q", "/pi-held-s"]
+    assert leaks.find_leaks(min_age=1000) == []
+    removed = mp_integration.reap()
+    assert sorted((each.kind, each.name, each.identity) for each in removed) == sorted(
+        (each.kind, each.name, each.identity) for each in orphans
+    )
+    assert names_of(leaks.inventory()) == sorted(set(verdicts) - set(names_of(orphans)) - {"/pi-held-q"})
+    assert leaks.find_leaks() == []
+    for each in (*leased, *held):
+        each.close()
+    assert names_of(leaks.find_leaks()) == ["/pi-leased-m", "/pi-leased-q", "/pi-leased-s"]
+    assert len(mp_integration.reap()) == 3
+    for kind, unlink in zip("msq", (kind.unlink for kind in (SHARED_MEMORY, SEMAPHORE, MESSAGE_QUEUE)), strict=True):
+        for each in ("claimed", "taken"):
+            unlink(f"/pi-{each}-{kind}")
+
+
+@pytest.mark.slow
+def test_orphans_are_what_reap_removes():
+    run_privately(look_at_orphans)
+
+
+def kill_a_worker_whose_object_is_in_flight():
+    code = (
+        "import multiprocessing, os, sys; from posix_ipc.mp_integration import SharedMemory\n"
+        "def work(pipe):\n"
+        "    kept, sent = SharedMemory('/pi-kept', 64 | 128, size=8), SharedMemory('/pi-sent', 64 | 128, size=8)\n"
+        "    pipe.send(sent); os.kill(os.getpid(), 9)\n"
+        "reader, writer = multiprocessing.Pipe(duplex=False)\n"
+        "mine = SharedMemory(size=8)\n"
+        "worker = multiprocessing.get_context('fork').Process(target=work, args=(writer,))\n"
+        "worker.start(); worker.join()\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    with start_python(code) as root:
+        wait_until_ready(root)
+        wait_until(lambda: look("/pi-kept") is None)  # the tracker has done its work
+        found = look("/pi-sent")
+        assert (found.verdict, found.holders) == ("live", ())
+        assert f"in flight: pid {root.pid}" in found.reason
+        kill_trackers(root.pid)
+    assert look("/pi-sent").verdict == "orphan"
+    assert "/pi-sent" in [each.name for each in mp_integration.reap()]
+
+
+@pytest.mark.slow
+def test_a_pickle_in_flight_is_live_as_long_as_the_root():
+    run_privately(kill_a_worker_whose_object_is_in_flight)
+
+
+def look_from_another_pid_namespace():
+    attach = "import sys; from posix_ipc.mp_integration import SharedMemory; import posix_ipc\n"
+    with dead_root("free", "leased"):
+        lease = attach + "held = SharedMemory.attach('/pi-leased-m'); print('ready', flush=True); sys.stdin.read()"
+        holder = start_python(lease)
+        child = holder.__enter__()
+        wait_until_ready(child)
+    plain = posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8)
+    inside = (
+        "from posix_ipc import leaks\n"
+        "survey = leaks.survey(['shared_memory'])\n"
+        "print({each.name: (each.verdict, each.holders, each.reason) for each in survey.objects}, survey.limits)\n"
+    )
+    told = run_python(inside, prefix=["unshare", "-pf", "--mount-proc"]).stdout
+    assert "'/pi-free-m': ('orphan', ()," in told
+    assert "'/pi-leased-m': ('live', ()," in told
+    assert "by a process that cannot be seen" in told
+    assert "'/pi-plain': ('unheld', ()," in told  # visible holders are all that can be told
+    assert told.count("outside this PID namespace") == 2
+    plain.close()
+    holder.__exit__(None, None, None)
+    mp_integration.reap()
+
+
+@pytest.mark.slow
+def test_another_pid_namespace():
+    run_privately(look_from_another_pid_namespace)
+
+
+def create_as_nobody():
+    become_nobody()
+    mp_integration.SharedMemory("/pi-m", posix_ipc.O_CREX, size=8)
+    mp_integration.Semaphore("/pi-s", posix_ipc.O_CREX)
+    mp_integration.MessageQueue("/pi-q", posix_ipc.O_CREX, **SMALL_QUEUE)
+    # This child ends without a word, and whom it started cannot have started: nobody may run this interpreter.
+
+
+def reap_as_nobody(count):
+    become_nobody()
+    assert len(_reaper.reap()) == count
+
+
+def look_at_what_another_user_left():
+    run_forked(create_as_nobody)
+    found = {each.name: each for each in leaks.inventory()}
+    assert sorted(found) == ["/pi-m", "/pi-q", "/pi-s"]
+    assert all((each.verdict, each.tracked) == ("unheld", True) for each in found.values())
+    assert "that user's reap()" in found["/pi-m"].reason
+    assert leaks.find_leaks() == []
+    run_forked(reap_as_nobody, 3)
+
+
+@pytest.mark.slow
+def test_what_another_user_left():
+    run_privately(look_at_what_another_user_left)
+
+
+# ---- while everything moves ----
+
+
+def look_while_all_comes_and_goes():
+    code = (
+        "import posix_ipc\n"
+        "from posix_ipc.mp_integration import Semaphore, SharedMemory, MessageQueue\n"
+        "import os\n"
+        "while True:\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        SharedMemory(size=8), Semaphore(), MessageQueue(max_messages=1, max_message_size=8)\n"
+        "        posix_ipc.Semaphore(None, posix_ipc.O_CREX).unlink()\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+    )
+    steady = mp_integration.SharedMemory("/pi-steady", posix_ipc.O_CREX, size=8)
+    view = posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8).buf
+    with start_python(code):
+        wait_until(lambda: len(leaks.inventory()) > 2)
+        for _ in range(10):
+            found = {each.name: each.verdict for each in leaks.inventory()}
+            assert found["/pi-steady"] == found["/pi-plain"] == "live"
+    view.release()
+    steady.unlink()
+
+
+@pytest.mark.slow
+def test_objects_and_processes_come_and_go():
+    run_privately(look_while_all_comes_and_goes)
