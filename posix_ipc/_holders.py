@@ -69,32 +69,41 @@ class _Look:
 
     def at(self, pid: int) -> None:
         try:
-            self._mappings(pid)
-            self._descriptors(pid)
+            if not self._holds(pid, f"/proc/{pid}"):
+                self._look_at_threads(pid)
         except (FileNotFoundError, ProcessLookupError):
             pass  # it has ended
         except OSError as error:
             if not _holds_nothing(pid):
                 self._found.unread[pid] = error
 
-    def _mappings(self, pid: int) -> None:
-        with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
-            maps = file.readall()
-        if self._needle not in maps:
-            return
-        for readable, inode in self._mapping.findall(maps):
-            # The lease of a segment is a page that cannot be touched.
-            how = "lease" if readable == b"-" else "mapping"
-            self._found.holders[self._shm, int(inode)][pid].add(how)
+    def _look_at_threads(self, pid: int) -> None:
+        """A process whose first thread has ended shows what it holds at the others, which share it."""
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if self._holds(pid, f"/proc/{pid}/task/{thread}"):
+                    break
 
-    def _descriptors(self, pid: int) -> None:
-        directory = b"/proc/%d/fd/" % pid
-        for number in os.listdir(directory):
-            path = directory + number
+    def _holds(self, pid: int, directory: str) -> bool:
+        """False if there are no mappings: then it is a thread of the kernel, or has ended."""
+        with open(f"{directory}/maps", "rb", buffering=0) as file:
+            maps = file.readall()
+        if self._needle in maps:
+            for readable, inode in self._mapping.findall(maps):
+                # The lease of a segment is a page that cannot be touched.
+                how = "lease" if readable == b"-" else "mapping"
+                self._found.holders[self._shm, int(inode)][pid].add(how)
+        if maps:
+            self._look_at_descriptors(pid, os.fsencode(directory))
+        return bool(maps)
+
+    def _look_at_descriptors(self, pid: int, directory: bytes) -> None:
+        for number in os.listdir(directory + b"/fd"):
+            path = directory + b"/fd/" + number
             try:
                 link = os.readlink(path)
                 if link[:1] == b"/" and self._may_matter(link):
-                    self._descriptor(pid, path, link)
+                    self._look_at_descriptor(pid, path, link)
             except FileNotFoundError:
                 continue  # it was closed
 
@@ -102,7 +111,7 @@ class _Look:
         last = link.rpartition(b"/")[2]
         return link.startswith(_SHM) or last in self._names or last[:1] == b"#" or link.count(b"/") == 1
 
-    def _descriptor(self, pid: int, path: bytes, link: bytes) -> None:
+    def _look_at_descriptor(self, pid: int, path: bytes, link: bytes) -> None:
         status = os.stat(path)
         file = status.st_dev, status.st_ino
         if link.count(b"/") == 1 and status.st_dev not in (self._shm, self._root):
@@ -119,11 +128,12 @@ def _holds_nothing(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except (FileNotFoundError, ProcessLookupError):
         return True
     except OSError:
         return False
-    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _KERNEL_THREAD)
+    return (fields[0] in (b"Z", b"X") and threads == 1) or bool(int(fields[6]) & _KERNEL_THREAD)
 
 
 def locks() -> dict[File, set[int]]:

@@ -57,7 +57,7 @@ class Records:
 
     def __init__(self, log: Log = silent, ending: Collection[str] = (), uid: int | None = None) -> None:
         self._log, self._uid = log, uid
-        self._ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
+        self.ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
         self.files = [file for directory in _journal.directories(uid) for file in self._files(directory)]
         tokens = {file.token for file in self.files}
         held = {file.token for file in self.files if file.live and file.role in ("root", "proxy")}
@@ -117,7 +117,7 @@ class Records:
             return CLAIMED
         if entry.state == OWNED and entry.identity in self._protected:
             return PROTECTED
-        if entry.kind == "message_queue" and contents.ipc_namespace != self._ipc_namespace:
+        if entry.kind == "message_queue" and contents.ipc_namespace != self.ipc_namespace:
             return ELSEWHERE
         return OPEN
 

@@ -49,21 +49,28 @@ def survey(wanted: Wanted) -> Survey:
     mounted = _objects.mounted_queues()
     names = {os.path.basename(file.path) for file in files} | {name[1:] for name in mounted or ()}
     scan = _holders.scan(_objects.shm_device(), names)
+    locks = _holders.locks()
     ledger = _Ledger()
-    open_records = [each for each in ledger.own_and_open() if wanted(each.entry.kind, each.entry.name)]
+    to_be_tried = []
+    for record in ledger.own_and_open():
+        file = record.entry.identity[:2]
+        if file in locks or any("lease" in how for how in scan.holders.get(file, {}).values()):
+            record.outcome = _owners.LEASED
+        elif wanted(record.entry.kind, record.entry.name):
+            to_be_tried.append(record)
     queues = {*(mounted or ()), *scan.queue_links, *ledger.queue_names()}
     answers = _probe.look(
         [name for name in queues if wanted("message_queue", name)],
-        [record.entry for record in open_records],
+        [record.entry for record in to_be_tried],
         ledger.live_intents,
     )
-    for record, outcome in zip(open_records, answers.outcomes, strict=True):
+    for record, outcome in zip(to_be_tried, answers.outcomes, strict=True):
         record.outcome = outcome
     if answers.failure is not None:
         ledger.doubts.append(Doubt(f"queues and leases could not be looked at: {answers.failure}", None))
         listed = [name for name in mounted or () if wanted("message_queue", name)]
         answers.queues.update(dict.fromkeys(listed))
-    objects = _Objects(scan, ledger)
+    objects = _Objects(scan, locks, ledger)
     found = [
         *objects.of_files(files),
         *(objects.of_queue(name, look, (mounted or {}).get(name)) for name, look in answers.queues.items()),
@@ -106,6 +113,8 @@ class _Ledger:
     def _take_in(self, records: _owners.Records, own: bool) -> None:
         for file, contents in records.journals:
             for entry in contents.entries:
+                if entry.kind == "message_queue" and contents.ipc_namespace != records.ipc_namespace:
+                    continue  # it can be found only there
                 fate = None if file.live else records.fate(file, contents, entry)
                 # A queue in the making has no identity yet.
                 key = entry.name if entry.state == _journal.INTENT else entry.identity
@@ -120,7 +129,7 @@ class _Ledger:
             record.entry.name
             for records in self._records.values()
             for record in records
-            if record.entry.kind == "message_queue" and record.fate != _owners.ELSEWHERE
+            if record.entry.kind == "message_queue"
         }
 
     def of(self, kind: str, name: bytes, identity: Identity | None) -> list[Record]:
@@ -134,9 +143,8 @@ class _Ledger:
 class _Objects:
     """Puts together what is told of each object."""
 
-    def __init__(self, scan: _holders.Scan, ledger: _Ledger) -> None:
-        self._scan, self._ledger = scan, ledger
-        self._locks = _holders.locks()
+    def __init__(self, scan: _holders.Scan, locks: dict[_holders.File, set[int]], ledger: _Ledger) -> None:
+        self._scan, self._locks, self._ledger = scan, locks, ledger
         self._process = functools.cache(_holders.describe)
         self._user = functools.cache(user_name)
         self._outside = not _holders.sees_all_namespaces()

@@ -161,6 +161,20 @@ def test_another_process_holds_it(make, kind):
         assert pids == {child.pid}
 
 
+def test_a_process_whose_first_thread_has_ended_holds_it(segment):
+    handle = segment()
+    with start_python(
+        "import ctypes, sys, threading, time, posix_ipc\n"
+        "held = posix_ipc.SharedMemory(sys.argv[1])\n"
+        "threading.Thread(target=lambda: sys.stdin.read()).start()\n"
+        "print('ready', flush=True); ctypes.CDLL(None).pthread_exit(None)\n",
+        handle.name,
+    ) as child:
+        wait_until_ready(child)
+        wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+        assert child.pid in {holder.pid for holder in look(handle.name).holders}
+
+
 # ---- what it is ----
 
 
@@ -364,6 +378,28 @@ def test_what_lives_is_not_locked(tree_of_one, semaphore):
         locked = [line for line in child.stderr.splitlines() if "flock(" in line]
         assert locked
         assert all("LOCK_SH" in line and "/.posix_ipc-" in line for line in locked)
+
+
+def trace_a_look_at_what_is_leased():
+    with dead_root("leased"):
+        leased = [getattr(mp_integration, cls).attach(name) for cls, name in LEASED]
+    code = "from posix_ipc import leaks; print(*(each.verdict for each in leaks.inventory()))"
+    child = run_python(code, prefix=["strace", "-f", "-qq", "-o", "/dev/stderr", "-e", "trace=flock"])
+    assert child.stdout == "live live live\n"
+    assert "flock(" in child.stderr
+    assert "LOCK_EX" not in child.stderr
+    for each in leased:
+        each.close()
+
+
+LEASED = [("SharedMemory", "/pi-leased-m"), ("Semaphore", "/pi-leased-s"), ("MessageQueue", "/pi-leased-q")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.no_sanitizer
+def test_no_lock_is_tried_where_a_lease_is_seen():
+    run_privately(trace_a_look_at_what_is_leased)
 
 
 # ---- whom one cannot see ----
