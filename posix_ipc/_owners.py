@@ -73,7 +73,11 @@ class Records:
                 self._protect(file, contents)
 
     def _files(self, directory: str) -> Iterator[File]:
-        for name in os.listdir(directory):
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:  # wiped just now
+            return
+        for name in names:
             match = _journal.TOKEN_FILE.fullmatch(name)
             if match is None:
                 continue

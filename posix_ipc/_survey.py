@@ -51,29 +51,11 @@ def survey(wanted: Wanted) -> Survey:
     scan = _holders.scan(_objects.shm_device(), names)
     locks = _holders.locks()
     ledger = _Ledger()
-    to_be_tried = []
-    for record in ledger.own_and_open():
-        file = record.entry.identity[:2]
-        if file in locks or any("lease" in how for how in scan.holders.get(file, {}).values()):
-            record.outcome = _owners.LEASED
-        elif wanted(record.entry.kind, record.entry.name):
-            to_be_tried.append(record)
-    queues = {*(mounted or ()), *scan.queue_links, *ledger.queue_names()}
-    answers = _probe.look(
-        [name for name in queues if wanted("message_queue", name)],
-        [record.entry for record in to_be_tried],
-        ledger.live_intents,
-    )
-    for record, outcome in zip(to_be_tried, answers.outcomes, strict=True):
-        record.outcome = outcome
-    if answers.failure is not None:
-        ledger.doubts.append(Doubt(f"queues and leases could not be looked at: {answers.failure}", None))
-        listed = [name for name in mounted or () if wanted("message_queue", name)]
-        answers.queues.update(dict.fromkeys(listed))
+    looks = _ask_helper(wanted, mounted or {}, scan, locks, ledger)
     objects = _Objects(scan, locks, ledger)
     found = [
         *objects.of_files(files),
-        *(objects.of_queue(name, look, (mounted or {}).get(name)) for name, look in answers.queues.items()),
+        *(objects.of_queue(name, look, (mounted or {}).get(name)) for name, look in looks.items()),
     ]
     return Survey(
         sorted(found, key=lambda each: (each.kind, each.name)),
@@ -82,6 +64,35 @@ def survey(wanted: Wanted) -> Survey:
         tuple(_limits(mounted is not None)),
         mounted is not None,
     )
+
+
+def _ask_helper(
+    wanted: Wanted,
+    mounted: Collection[bytes],
+    scan: _holders.Scan,
+    locks: Collection[_holders.File],
+    ledger: _Ledger,
+) -> dict[bytes, QueueLook | None]:
+    """Have the queues looked at, and those leases tried that nobody is seen to hold."""
+    to_be_tried = []
+    for record in ledger.own_and_open():
+        file = record.entry.identity[:2]
+        if file in locks or any("lease" in how for how in scan.holders.get(file, {}).values()):
+            record.outcome = _owners.LEASED
+        elif wanted(record.entry.kind, record.entry.name):
+            to_be_tried.append(record)
+    names = {*mounted, *scan.queue_links, *ledger.queue_names()}
+    answers = _probe.look(
+        [name for name in names if wanted("message_queue", name)],
+        [record.entry for record in to_be_tried],
+        ledger.live_intents,
+    )
+    for record, outcome in zip(to_be_tried, answers.outcomes, strict=True):
+        record.outcome = outcome
+    if answers.failure is None:
+        return answers.queues
+    ledger.doubts.append(Doubt(f"queues and leases could not be looked at: {answers.failure}", None))
+    return {name: None for name in mounted if wanted("message_queue", name)}
 
 
 def _limits(all_queues: bool) -> Iterator[str]:
@@ -102,15 +113,15 @@ class _Ledger:
         self._records: dict[Identity | bytes, list[Record]] = defaultdict(list)
         own = _owners.Records()
         self.live_intents = own.live_intents
-        self._take_in(own, own=True)
+        self._take_in(own, os.geteuid())
         for uid in _journal.users() - {os.geteuid()}:
             try:
-                self._take_in(_owners.Records(uid=uid), own=False)
+                self._take_in(_owners.Records(uid=uid), uid)
             except PermissionError as error:
                 text = f"what {user_name(uid)} tracks cannot be told: {error.filename}: {error.strerror}"
                 self.doubts.append(Doubt(text, uid))
 
-    def _take_in(self, records: _owners.Records, own: bool) -> None:
+    def _take_in(self, records: _owners.Records, uid: int) -> None:
         for file, contents in records.journals:
             for entry in contents.entries:
                 if entry.kind == "message_queue" and contents.ipc_namespace != records.ipc_namespace:
@@ -118,11 +129,13 @@ class _Ledger:
                 fate = None if file.live else records.fate(file, contents, entry)
                 # A queue in the making has no identity yet.
                 key = entry.name if entry.state == _journal.INTENT else entry.identity
-                self._records[key].append(Record(file, entry, fate, own))
+                self._records[key].append(Record(file, entry, fate, uid))
 
     def own_and_open(self) -> list[Record]:
         """What reap() would remove if nobody leases it."""
-        return [each for records in self._records.values() for each in records if each.own and each.is_open]
+        return [
+            each for records in self._records.values() for each in records if each.is_open and each.uid == os.geteuid()
+        ]
 
     def queue_names(self) -> set[bytes]:
         return {
@@ -132,12 +145,12 @@ class _Ledger:
             if record.entry.kind == "message_queue"
         }
 
-    def of(self, kind: str, name: bytes, identity: Identity | None) -> list[Record]:
-        """The records of an object."""
+    def of(self, kind: str, name: bytes, identity: Identity | None, uid: int) -> list[Record]:
+        """The records of an object. What somebody writes about the objects of another user means nothing."""
         records = list(self._records.get(identity, ())) if identity is not None else []
         if kind == "message_queue":
             records += self._records.get(name, ())
-        return [record for record in records if record.outcome != _owners.GONE]
+        return [record for record in records if record.uid == uid and record.outcome != _owners.GONE]
 
 
 class _Objects:
@@ -205,7 +218,7 @@ class _Objects:
             if process is not None:
                 how = how | {"lease"} if pid in lockers else how
                 holders.append(Holder(pid, process.started, process.command, tuple(sorted(how))))
-        records = self._ledger.of(kind, name, identity)
+        records = self._ledger.of(kind, name, identity, uid)
         doubts = [doubt for doubt in self.doubts if doubt.uid in (None, uid)]
         return Evidence(records, sorted(holders, key=lambda each: each.pid), lockers, doubts, self._outside)
 

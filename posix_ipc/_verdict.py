@@ -21,8 +21,8 @@ class Record:
     entry: Entry
     fate: str | None
     """Of an entry of a dead journal, see _owners; None for a living one."""
-    own: bool
-    """Is it in a journal of the effective user, whom reap() serves?"""
+    uid: int
+    """The user whose journal it is in."""
     outcome: str | None = None
     """What a look at the object of an open entry said, see _owners."""
 

@@ -701,6 +701,23 @@ def test_what_another_user_left():
     run_privately(look_at_what_another_user_left)
 
 
+def pretend_to_own_as_nobody():
+    become_nobody()
+    mp_integration.SharedMemory.attach("/pi-of-root").take_ownership()
+
+
+def look_at_what_another_user_pretends_to_own():
+    posix_ipc.SharedMemory("/pi-of-root", posix_ipc.O_CREX, size=8).close()
+    os.chmod("/dev/shm/pi-of-root", 0o666)
+    run_forked(pretend_to_own_as_nobody)
+    found = look("/pi-of-root")
+    assert (found.verdict, found.tracked, found.owners) == ("unheld", False, ())
+
+
+def test_what_another_user_pretends_to_own():
+    run_privately(look_at_what_another_user_pretends_to_own)
+
+
 # ---- while everything moves ----
 
 
