@@ -243,11 +243,11 @@ class NotAJournalError(Exception):
 
 
 def read(descriptor: int) -> Contents:
-    """Read a journal. One whose maker died before it had a header is empty."""
+    """Read a journal. One whose maker died before it had a header, of which the magic comes last, is empty."""
     data = b""
     while len(data) <= _LARGEST and (chunk := os.read(descriptor, 1 << 20)):
         data += chunk
-    if len(data) <= _LARGEST and not data.strip(b"\0"):
+    if len(data) <= _LARGEST and not data[: len(_MAGIC)].strip(b"\0"):
         return Contents(0, [])
     if not _SLOT_SIZE <= len(data) <= _LARGEST or len(data) % _SLOT_SIZE:
         raise NotAJournalError(f"its size is {len(data)}")
