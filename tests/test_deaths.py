@@ -11,13 +11,12 @@ import multiprocessing
 import multiprocessing.util
 import os
 import pickle
-import shutil
 import sys
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, trackers
+from lifetime import BY_NAME, DIRECTORY, has_ended, trackers
 from stepping import Stepped, is_allowed
-from support import SMALL_QUEUE, private_ipc, run_function, wait_until
+from support import SMALL_QUEUE, private_ipc, run_forked, run_function, wait_until
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _reaper
@@ -26,7 +25,6 @@ if sys.platform != "linux":
     pytest.skip("tracking is for Linux", allow_module_level=True)
 
 from posix_ipc import mp_integration
-from posix_ipc.mp_integration import MessageQueue, Semaphore, SharedMemory
 
 pytestmark = pytest.mark.slow
 
@@ -321,29 +319,31 @@ def test_g6_a_name_that_is_taken_while_the_reaper_looks(kind, lives):
 # ---- the tracker dies while it is started ----
 
 
-def creating_as_root(world):
-    token = _journal.token_of(os.getpid())
-    multiprocessing.current_process()._config["posix_ipc_token"] = token
+def creating(token, world):
+    """In a process of the tree of this token, which may be its root."""
+    multiprocessing.current_process()._config["posix_ipc_token"] = token or _journal.token_of(os.getpid())
     yield
-    made = make("Semaphore", world.name), make("SharedMemory", world.name)
-    # Now there must be one, whatever has happened to the first.
-    assert _ext._is_locked(str(DIRECTORY / f"{token}.tracker"))
-    del made
+    make("Semaphore", world.name).unlink()
+
+
+def create_in_tree(token, world):
+    run_forked(lambda: list(creating(token, world)))
 
 
 def die_while_it_starts(whose):
     """1 is the process that prepares it, 2 the tracker itself, until it runs its own program."""
     world = World()
     for stop in itertools.count(1, 2):
-        with Stepped(creating_as_root(world), follow=True) as root:
+        with Stepped(creating(None, world), follow=True) as root:
             token = _journal.token_of(root.pid)
             killed = False
             for number, _ in enumerate(root.stops(whose), 1):
                 if number == stop:
                     root.kill(whose)
                     killed = True
+            create_in_tree(token, world)
             (tracker,) = wait_until(lambda token=token: trackers(token))
-        wait_until(lambda tracker=tracker: not tracker.is_running())
+        wait_until(lambda tracker=tracker: has_ended(tracker))
         world.assert_as_before(f"death at stop {stop}")
         if not killed:
             break
