@@ -304,6 +304,30 @@ def test_names_are_data(cls, kind):
         handle.close()
 
 
+def test_a_name_too_long_for_the_record_is_refused_at_once(cls, kind):
+    """As it is where nothing is recorded: no journal has room for it."""
+    longest = unique_name().ljust(257, "x")
+    plain = getattr(posix_ipc, kind)
+    with pytest.raises(ValueError, match="name too long") as expected:
+        plain(longest, O_CREX, **OPTIONS[kind])
+    with pytest.raises(ValueError, match="name too long") as caught:
+        cls.create(longest, **OPTIONS[kind])
+    assert str(caught.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("kind", [SEMAPHORE, SEGMENT])
+def test_slashes_before_a_name_are_as_good_as_one(cls, kind, exists):
+    name = "/" * 300 + unique_name()
+    created = cls.create(name, **OPTIONS[kind])
+    attached = cls.attach("/" + name)
+    pickle.loads(pickle.dumps(attached)).close()
+    attached.take_ownership()
+    attached.close()
+    created.unlink()
+    created.close()
+    assert not exists(name)
+
+
 def test_mode_obeys_the_umask_and_a_queue_loses_its_mark():
     queue = MessageQueue(mode=0o666, **SMALL_QUEUE)
     assert stat.S_IMODE(os.fstat(queue.mqd).st_mode) == 0o666 & ~_umask()

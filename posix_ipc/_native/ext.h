@@ -230,8 +230,10 @@ typedef struct {
 
 #define NO_SLOT EXFULL /* the errno of a journal without a free slot */
 
-/* All return 0 or an errno. */
+/* All that return an int: 0 or an errno. */
 int lease_lock(int descriptor);  /* a shared flock; EBUSY: another program keeps it locked */
+/* The name as it is recorded: for files any number of slashes at its beginning is the same as one. */
+const char *record_name(const char *name);
 int record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity);
 void record_remove(Record *record); /* the slot, not the reference */
 

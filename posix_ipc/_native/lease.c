@@ -10,6 +10,7 @@
 #if HAVE_TRACKING
 
 #include <errno.h>
+#include <string.h>
 #include <sys/file.h>
 
 #define PATIENCE 50 /* ms: who removes an object, or looks whether it may, holds the lock for microseconds */
@@ -30,9 +31,22 @@ lease_lock(int descriptor)
     return EBUSY;
 }
 
+const char *
+record_name(const char *name)
+{
+    while (name[0] == '/' && name[1] == '/') {
+        name++;
+    }
+    return name;
+}
+
 int
 record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity)
 {
+    name = record_name(name);
+    if (strlen(name) > NAME_MAX + 1) {
+        return ENAMETOOLONG;
+    }
     record->index = journal_add(record->journal, state, kind, name, identity, state == SLOT_CLAIM);
     return record->index < 0 ? NO_SLOT : 0;
 }

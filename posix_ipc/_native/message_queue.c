@@ -980,6 +980,7 @@ create_recorded(OpenRequest *request, Record *record)
 {
     static const Identity unknown;
     mode_t mode = request->mode;
+    request->failed = "mq_open";
     int error = record_add(record, SLOT_INTENT, KIND_MESSAGE_QUEUE, request->name, &unknown);
     if (error != 0) {
         return error;

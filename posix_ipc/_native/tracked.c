@@ -67,7 +67,7 @@ tracked_record(PyObject *op, PyObject *args)
     }
     else {
         record.index = journal_add(record.journal, own ? SLOT_OWNED : SLOT_CLAIM, (Kind)kind,
-                                   PyBytes_AS_STRING(self->encoded), &self->identity,
+                                   record_name(PyBytes_AS_STRING(self->encoded)), &self->identity,
                                    !own || self->tracking.from_pickle);
         error = record.index < 0 ? NO_SLOT : 0;
     }
