@@ -264,8 +264,10 @@ def _entries(data: bytes) -> Iterator[Entry]:
             continue
         if kind not in KINDS or not 0 < length <= _SLOT_SIZE - _SLOT.size:
             raise NotAJournalError(f"the slot at {offset} is {data[offset : offset + 16]!r}")
-        start = offset + _SLOT.size
-        yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), data[start : start + length])
+        name = data[offset + _SLOT.size : offset + _SLOT.size + length]
+        if b"\0" in name:
+            raise NotAJournalError(f"the name at {offset} is {name!r}")
+        yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), name)
 
 
 NO_FILE = errno.ENOENT, errno.ELOOP, errno.ENXIO

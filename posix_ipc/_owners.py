@@ -8,7 +8,6 @@ lease on it. An object is known by its identity, never by its name alone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -85,8 +84,8 @@ class Records:
             try:
                 live = _ext._is_locked(path)
             except OSError as error:
-                if error.errno not in _journal.NO_FILE:  # then it is not known whether it is locked
-                    raise
+                if error.errno not in _journal.NO_FILE and not _is_foreign(path, self._uid):
+                    raise  # then it is not known whether it is locked
                 self._log(f"{path}: skipped: {error.strerror}")
                 continue
             yield File(path, match["token"], match["role"], live)
@@ -148,12 +147,11 @@ def locked_if_free(entry: Entry, live_intents: Collection[bytes]) -> Iterator[st
 
 @contextlib.contextmanager
 def _locked_file(entry: Entry) -> Iterator[str]:
+    path = path_of(entry.kind, entry.name)
     try:
-        descriptor = os.open(
-            path_of(entry.kind, entry.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        )
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        yield GONE if error.errno in (errno.ENOENT, errno.ELOOP) else UNREADABLE
+        yield GONE if error.errno in _journal.NO_FILE or _is_foreign(path) else UNREADABLE
         return
     with _journal.closing(descriptor):
         yield _lock_if_free(descriptor) if _is_this(_ext._facts(descriptor), entry.identity) else GONE
@@ -161,9 +159,12 @@ def _locked_file(entry: Entry) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str]:
+    if b"/" in entry.name[1:]:
+        yield GONE  # the kernel refused it after the intent was written down
+        return
     try:
         queue = posix_ipc.MessageQueue(entry.name, write=False)
-    except posix_ipc.ExistentialError:
+    except (posix_ipc.ExistentialError, ValueError):
         yield GONE
         return
     except (posix_ipc.Error, OSError):
@@ -193,6 +194,14 @@ def _is_own(facts: Facts) -> bool:
 
 def _is_this(facts: Facts, identity: Identity) -> bool:
     return facts[:3] == identity and _is_own(facts)
+
+
+def _is_foreign(path: str | bytes, uid: int | None = None) -> bool:
+    """Of another user than this or the effective one, who need not let us open it?"""
+    try:
+        return os.lstat(path).st_uid != (os.geteuid() if uid is None else uid)
+    except FileNotFoundError:
+        return False
 
 
 def _links(facts: Facts) -> int:

@@ -2,16 +2,24 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import psutil
-from support import KINDS, PACKAGE_PARENT, TESTS, wait_until
+import pytest
+from support import KINDS, PACKAGE_PARENT, SMALL_QUEUE, TESTS, private_ipc, run_function, wait_until
+
+if sys.platform != "linux":
+    pytest.skip("tracking is for Linux", allow_module_level=True)
+
+from posix_ipc import _ext, _journal, mp_integration
 
 BY_NAME = {kind.type.__name__: kind for kind in KINDS}
 DIRECTORY = Path(f"/dev/shm/.posix_ipc-{os.geteuid()}")
@@ -132,6 +140,53 @@ def has_ended(process):
 def _kill(pid, number):
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+OPTIONS = {"Semaphore": {"initial_value": 1}, "SharedMemory": {"size": 64}, "MessageQueue": SMALL_QUEUE}
+
+
+def make(kind, name):
+    """A small tracked object."""
+    return getattr(mp_integration, kind).create(name, **OPTIONS[kind])
+
+
+def belong_to_a_new_tree():
+    """Be a root from now on, for whoever was forked; without a tracker, for the lock says that there is one.
+
+    Returned is the lock, which must be kept.
+    """
+    token = _journal.token_of(os.getpid())
+    multiprocessing.current_process()._config["posix_ipc_token"] = token
+    return pretend_tracker(token)
+
+
+def pretend_tracker(token):
+    """The lock of a tracker that is not there, so that nobody sweeps but the test."""
+    return _ext.Journal(f"{_journal.directory()}/{token}.tracker", 1)
+
+
+def die_after(function, *args):
+    """In a tree of its own that ends at once, and cleans nothing up."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            tracker = belong_to_a_new_tree()
+            function(*args)
+            del tracker
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def run_privately(function, *args):
+    """run_function() with a /dev/shm and queues of its own."""
+    if private_ipc() is None:
+        pytest.skip("needs namespaces of its own: unshare -rmi")
+    return run_function(function, *args, prefix=private_ipc())
 
 
 def wait_until_gone(objects, timeout=30):
