@@ -55,14 +55,16 @@ def reap(log: Log = silent, wait: bool = True, ending: Collection[str] = ()) -> 
 
 
 class _SweepLock:
-    """At most one sweep of a directory at a time."""
+    """At most one sweep of a directory at a time: whoever holds the lock of the directory itself.
+
+    A file for it could not be made when there is no room left, and a sweep would be needed most.
+    """
 
     def __init__(self, directory: str, wait: bool) -> None:
-        self._path, self._wait = f"{directory}/reap.lock", wait
+        self._directory, self._wait = directory, wait
 
     def __enter__(self) -> bool:
-        # For reading, because the end of one for writing would wake every tracker.
-        self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
         except BlockingIOError:
