@@ -64,7 +64,8 @@ def _make_directory(path: str) -> bool:
         os.mkdir(path, 0o700)
     except FileExistsError:
         return _is_trusted(path, os.geteuid())
-    os.chmod(path, 0o700)  # whatever the umask
+    with contextlib.suppress(FileNotFoundError):  # wiped this instant: whoever uses it comes back
+        os.chmod(path, 0o700)  # whatever the umask
     return True
 
 
@@ -178,6 +179,8 @@ class Process:
                 return make(self.path(role))
             except (BlockingIOError, FileExistsError):  # a look at the root's file takes an instant
                 time.sleep(0.001)
+            except FileNotFoundError:  # somebody wiped the directory
+                self._place(directory(), self.token)
 
 
 _current: Process | None = None

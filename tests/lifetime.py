@@ -145,9 +145,9 @@ def _kill(pid, number):
 OPTIONS = {"Semaphore": {"initial_value": 1}, "SharedMemory": {"size": 64}, "MessageQueue": SMALL_QUEUE}
 
 
-def make(kind, name):
+def make(kind, name, **options):
     """A small tracked object."""
-    return getattr(mp_integration, kind).create(name, **OPTIONS[kind])
+    return getattr(mp_integration, kind).create(name, **{**OPTIONS[kind], **options})
 
 
 def belong_to_a_new_tree():

@@ -457,7 +457,9 @@ journal_move_to(PyObject *op, PyObject *arg)
         return NULL;
     }
     replace_memory(self, fresh);
-    unlink(PyBytes_AS_STRING(self->path)); /* that the old one is gone already is why we are here, or none too bad */
+    if (strcmp(PyBytes_AS_STRING(self->path), PyBytes_AS_STRING(path)) != 0) { /* else it is the new one by now */
+        unlink(PyBytes_AS_STRING(self->path)); /* that it is gone already is why we are here, or none too bad */
+    }
     PyObject *old = self->path;
     self->path = path;
     Py_DECREF(old);
