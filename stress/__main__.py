@@ -1,0 +1,131 @@
+"""The command line: `python -m stress --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+
+from stress import faults, report, runner
+from stress.progress import Progress
+from stress.result import FAILED, INTERRUPTED, Result
+from stress.runner import Settings
+from stress.scenario import METHODS, Scenario, all_scenarios, find
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        print(_listing())
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: with the summary, and nothing left
+    scenarios = arguments.scenarios or all_scenarios()
+    if arguments.selftest:
+        return _selftest(scenarios, arguments)
+    results: list[Result] = []
+    for scenario, settings in _plan(scenarios, arguments):
+        results.append(_run(scenario, settings))
+        if results[-1].status == INTERRUPTED or (arguments.soak and results[-1].status == FAILED):
+            break
+    print(report.summary(results))
+    if arguments.json:
+        report.write_json(arguments.json, results)
+    return report.exit_status(results)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stress", description="Stress posix_ipc on this machine: docs/stress.md explains it."
+    )
+    add = parser.add_argument
+    add("scenarios", nargs="*", type=_scenario, metavar="SCENARIO", help="names or numbers; by default all")
+    add("--list", action="store_true", help="say what the scenarios are, and which invariant each of them checks")
+    add("--duration", type=_duration, default=60.0, metavar="60s", help="of each scenario, shared by its start methods")
+    add("--count", type=int, help="of operations under each start method, instead of a duration")
+    add("--full", action="store_true", help="as much as docs/stress.md says that each scenario was proved with")
+    add("--processes", type=int, metavar="N", help="how many work at the same time; by default 2 for each processor")
+    add("--method", choices=[*METHODS, "all"], default="all", help="the start method of multiprocessing")
+    add("--seed", type=int, help="of all that is random; by default a new one, which is printed when a run fails")
+    add("--soak", action="store_true", help="round after round, each with the next seed, until Ctrl-C or a failure")
+    add("--json", metavar="FILE", help="write all results there")
+    add("--selftest", action="store_true", help="put a fault into each scenario, and demand that it is reported")
+    add("--fault", choices=sorted(faults.FAULTS), default="", metavar="FAULT", help="run with a fault of --selftest")
+    return parser
+
+
+def _scenario(word: str) -> Scenario:
+    try:
+        return find(word)
+    except LookupError:
+        raise argparse.ArgumentTypeError(f"no scenario {word!r}; --list names them") from None
+
+
+def _duration(text: str) -> float:
+    try:
+        number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+        return float(number) * UNITS[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 30s, 10m or 1.5h") from None
+
+
+def _listing() -> str:
+    return "\n".join(
+        f"{each.number:2} {each.name}\n   holds: {each.invariant}\n   faults: {each.faults}" for each in all_scenarios()
+    )
+
+
+def _plan(scenarios: list[Scenario], arguments: argparse.Namespace) -> Iterator[tuple[Scenario, Settings]]:
+    """What to run, in order; endless for a soak."""
+    seed = arguments.seed if arguments.seed is not None else secrets.randbits(32)
+    while True:
+        for scenario in scenarios:
+            methods = [each for each in scenario.methods if arguments.method in (each, "all")] or scenario.methods[:1]
+            for method in methods:
+                yield scenario, _settings(scenario, method, len(methods), seed, arguments)
+        if not arguments.soak:
+            return
+        seed += 1
+
+
+def _settings(scenario: Scenario, method: str, methods: int, seed: int, arguments: argparse.Namespace) -> Settings:
+    duration, count, processes = arguments.duration / methods, arguments.count, arguments.processes
+    if arguments.full:
+        duration, count = scenario.full.duration or duration, scenario.full.count
+        processes = processes or scenario.full.processes
+    return Settings(seed, method, processes or max(4, 2 * (os.cpu_count() or 1)), duration, count, arguments.fault)
+
+
+def _run(scenario: Scenario, settings: Settings) -> Result:
+    progress = Progress()
+    result = runner.run(scenario, settings, progress)
+    progress.over(result)
+    return result
+
+
+def _selftest(scenarios: list[Scenario], arguments: argparse.Namespace) -> int:
+    """Each fault must be reported by its scenario, in the words that it expects."""
+    missed = []
+    for name, fault in faults.FAULTS.items():
+        scenario = find(fault.scenario)
+        if scenario not in scenarios:
+            continue
+        settings = Settings(arguments.seed or 1, fault.method, fault.processes, fault.duration, fault=name)
+        result = _run(scenario, settings)
+        if result.status == INTERRUPTED:
+            return 1
+        found = [text for text in result.violations if fault.reported in text]
+        print(f"{'found ' if found else 'MISSED'} {name}: {fault.what}")
+        if not found:
+            missed.append(name)
+            print(report.summary([result]))
+    print(f"{len(missed)} faults were not reported: {', '.join(missed)}" if missed else "every fault was reported")
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

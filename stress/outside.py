@@ -1,0 +1,203 @@
+"""The independent look: what the kernel shows of a scenario, read from /proc and /dev/shm, without the package.
+
+Objects are known by the prefix of their names, processes by a variable in their environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import struct
+from collections.abc import Collection
+from pathlib import Path
+
+VARIABLE = "STRESS_RUN"
+"""In the environment of every process of a scenario: which run it belongs to."""
+SHM = Path("/dev/shm")
+
+# ---- objects ----
+
+
+class _CLibrary:
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        self._mq_open, self._mq_unlink = library.mq_open, library.mq_unlink
+
+    def queue_exists(self, name: str) -> bool:
+        descriptor = self._mq_open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if descriptor < 0:
+            return ctypes.get_errno() not in (2, 13)  # ENOENT, EACCES
+        os.close(descriptor)
+        return True
+
+    def unlink_queue(self, name: str) -> None:
+        self._mq_unlink(os.fsencode(name))
+
+
+_libc = _CLibrary()
+
+
+def files(prefix: str) -> dict[str, tuple[int, int]]:
+    """The segments and semaphores whose names begin so: {file name: (device, inode)}."""
+    found = {}
+    stem = prefix.lstrip("/")
+    for entry in os.scandir(SHM):
+        if entry.name.removeprefix("sem.").startswith(stem):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(entry.path)
+                found[entry.name] = (status.st_dev, status.st_ino)
+    return found
+
+
+def queue_exists(name: str) -> bool:
+    return _libc.queue_exists(name)
+
+
+def objects(prefix: str, queues: Collection[str] = ()) -> list[str]:
+    """What is there of a run: file names, and the names of those queues that exist."""
+    return [*files(prefix), *(f"queue {name}" for name in queues if queue_exists(name))]
+
+
+def remove(prefix: str, queues: Collection[str] = ()) -> None:
+    """Remove what a run has left."""
+    for name in files(prefix):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SHM / name)
+    for name in queues:
+        _libc.unlink_queue(name)
+
+
+# ---- processes ----
+
+
+class Processes:
+    """Finds the processes of a run, quickly when it is asked again and again."""
+
+    def __init__(self, run: str) -> None:
+        self._wanted = f"{VARIABLE}={run}".encode()
+        self._strangers: set[str] = set()
+
+    def __call__(self) -> list[int]:
+        """Their pids, without those that have ended but were not yet waited for."""
+        pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+        self._strangers.intersection_update(pids)
+        found = []
+        for pid in pids:
+            if pid in self._strangers:
+                continue
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+            except OSError:  # gone, or another user's
+                continue
+            if self._wanted in environment.split(b"\0"):
+                found.append(int(pid))
+            elif environment:  # empty while it ends, or begins to execute a program
+                self._strangers.add(pid)
+        return found
+
+
+def command(pid: int) -> str:
+    """What it was started as; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+HELPERS = {
+    "posix_ipc tracker": "tracker",
+    "multiprocessing.resource_tracker": "resource tracker",
+    "multiprocessing.forkserver": "fork server",
+}
+"""What a process of the standard library or the package starts for itself: a part of its command line."""
+
+
+def role(pid: int) -> str:
+    """The helper that a process is, or "process"."""
+    line = command(pid)
+    return next((role for part, role in HELPERS.items() if part in line), "process")
+
+
+def held(pid: int, prefix: str) -> list[str]:
+    """The descriptors and mappings by which a process holds objects of these names, those without a name among them."""
+    stem = prefix.lstrip("/")
+    found = []
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{number}")
+                if stem in target:
+                    found.append(f"descriptor {number} ({target})")
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        found += [f"mapping {line.split(maxsplit=5)[5]}" for line in lines if stem in line]
+    return found
+
+
+# ---- journals ----
+
+_HEADER, _SLOT_SIZE = struct.Struct("=8sII"), 288
+_JOURNAL = re.compile(r"\d+-\d+-\d+\.(root|j[0-9a-f]+)")
+
+
+def journal_directories() -> list[Path]:
+    stem = f".posix_ipc-{os.geteuid()}"
+    return [path for path in SHM.glob(f"{stem}*") if path.name == stem or path.name.startswith(f"{stem}.")]
+
+
+def journals(prefix: str) -> list[str]:
+    """The journals in which such names stand, be it as a trace of what was removed."""
+    wanted = prefix.lstrip("/").encode()
+    return [name for name, data in _read_journals() if wanted in data]
+
+
+def corrupt_journals(roots: Collection[int]) -> list[str]:
+    """What is wrong with the journals of the trees of these roots, one line for each that is not whole."""
+    return [
+        f"{name}: {fault}"
+        for name, data in _read_journals()
+        if int(name.split("-")[0]) in roots and (fault := _fault_of(data))
+    ]
+
+
+def tree_files(root: int) -> list[str]:
+    """All that is left in the directories of journals of the tree of a root."""
+    return [path.name for directory in journal_directories() for path in directory.glob(f"{root}-*")]
+
+
+def trackers(root: int) -> list[int]:
+    """The trackers of the tree of a root."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            words = command(int(entry)).split(" ")
+            if "tracker" in words and words[-1].startswith(f"{root}-"):
+                found.append(int(entry))
+    return found
+
+
+def _read_journals() -> list[tuple[str, bytes]]:
+    found = []
+    for directory in journal_directories():
+        for name in os.listdir(directory):
+            if _JOURNAL.fullmatch(name):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((name, (directory / name).read_bytes()))
+    return found
+
+
+def _fault_of(data: bytes) -> str | None:
+    """An empty file, or one without the magic, which is written last, is a journal whose maker has not come further."""
+    if not data[:8].strip(b"\0"):
+        return None
+    if len(data) % _SLOT_SIZE:
+        return f"{len(data)} bytes are no whole number of slots"
+    magic, version, slot_size = _HEADER.unpack_from(data)
+    if (magic, version, slot_size) != (b"pipcjrn\0", 1, _SLOT_SIZE):
+        return f"begins with {data[:16]!r}"
+    for offset in range(_SLOT_SIZE, len(data), _SLOT_SIZE):
+        state, kind, shared = data[offset : offset + 3]
+        length = int.from_bytes(data[offset + 4 : offset + 6], "little")
+        if state > 3 or (state and (kind not in b"smq" or shared > 1 or not 0 < length <= 255)):
+            return f"slot {offset // _SLOT_SIZE} begins with {data[offset : offset + 16]!r}"
+    return None

@@ -1,0 +1,97 @@
+"""What a run of a scenario yields."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PASSED, FAILED, SKIPPED, INTERRUPTED = "passed", "failed", "skipped", "interrupted"
+
+MOST_VIOLATIONS = 5
+"""How many are kept in full; the others are counted."""
+
+
+@dataclass
+class Sample:
+    """What was seen at an instant."""
+
+    at: float
+    """Seconds since the run began."""
+    done: int
+    errors: int
+    processes: int
+    descriptors: int
+    memory: int
+    """Bytes resident, of all processes together; what they share is counted in each."""
+    objects: int
+
+
+@dataclass
+class Series:
+    """A process over time: at which seconds, how many descriptors, how many bytes resident."""
+
+    role: str
+    at: list[float] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """A run of one scenario under one start method."""
+
+    number: int
+    scenario: str
+    invariant: str
+    method: str
+    seed: int
+    processes: int
+    unit: str
+    repeat: list[str]
+    """The arguments of `python -m stress` that repeat it."""
+    status: str = PASSED
+    reason: str = ""
+    seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+    more_violations: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    tally: Counter[str] = field(default_factory=Counter)
+    took: dict[str, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    series: dict[int, Series] = field(default_factory=dict)
+    """By pid; of processes that were seen at least three times."""
+    stderr: str = ""
+
+    @property
+    def operations(self) -> int:
+        return self.done[self.unit]
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "-m", "stress", *self.repeat])
+
+    def violated(self, text: str) -> None:
+        self.status = FAILED
+        if len(self.violations) < MOST_VIOLATIONS:
+            self.violations.append(text)
+        else:
+            self.more_violations += 1
+
+    def as_json(self) -> dict[str, Any]:
+        times = {what: percentiles(seconds) for what, seconds in self.took.items()}
+        return {**asdict(self), "took": times, "command": self.command}
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """How often, and the median, the 99th percentile and the longest."""
+    ordered = sorted(seconds)
+    return {
+        "count": len(ordered),
+        "p50": ordered[len(ordered) // 2],
+        "p99": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
+        "max": ordered[-1],
+    }

@@ -1,0 +1,278 @@
+"""Runs a scenario in a session of its own, watches it, looks at it from outside, and leaves nothing of it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from stress import outside
+from stress.channel import Reader
+from stress.result import INTERRUPTED, SKIPPED, Result, Sample, Series
+from stress.scenario import Scenario
+
+ROOT = Path(__file__).resolve().parent.parent
+TICK = 0.1
+"""Seconds between looks at the report channel."""
+SAMPLE = 0.5
+"""Seconds between samples of processes and objects."""
+GRACE = 60.0
+"""Seconds beyond its time after which a scenario hangs."""
+LONGEST_BY_COUNT = 1800.0
+"""Seconds that a scenario may take that goes by count."""
+AFTERWARDS = 10.0
+"""Seconds in which the last objects, journals and trackers go, which is a matter of milliseconds on an idle machine."""
+
+Watcher = Callable[[Result], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to run a scenario."""
+
+    seed: int
+    method: str
+    processes: int
+    duration: float
+    count: int | None = None
+    fault: str = ""
+
+    def arguments(self, scenario: Scenario) -> list[str]:
+        """Of the command line that repeats the run."""
+        arguments = [scenario.name, "--method", self.method, "--seed", str(self.seed)]
+        arguments += ["--processes", str(self.processes)]
+        arguments += ["--duration", f"{self.duration:g}s"] if self.count is None else ["--count", str(self.count)]
+        return arguments + (["--fault", self.fault] if self.fault else [])
+
+
+def run(scenario: Scenario, settings: Settings, watch: Watcher) -> Result:
+    """Run it to its end; `watch` is called at every sample. A KeyboardInterrupt ends it, as INTERRUPTED."""
+    result = Result(
+        number=scenario.number,
+        scenario=scenario.name,
+        invariant=scenario.invariant,
+        method=settings.method,
+        seed=settings.seed,
+        processes=settings.processes,
+        unit=scenario.unit,
+        repeat=settings.arguments(scenario),
+    )
+    directory = tempfile.mkdtemp(prefix="stress-")
+    try:
+        _Run(scenario, settings, result, watch, Path(directory)).run()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return result
+
+
+class _Run:
+    def __init__(self, scenario: Scenario, settings: Settings, result: Result, watch: Watcher, directory: Path) -> None:
+        self._name = scenario.name
+        self._settings = settings
+        self._result = result
+        self._watch = watch
+        self._directory = directory
+        self._id = secrets.token_hex(4)
+        self._prefix = f"/st{self._id}-"
+        self._queues: set[str] = set()
+        self._processes = outside.Processes(self._id)
+        self._finished = False
+        self._next_sample = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        result = self._result
+        self._reader = Reader(str(self._directory / "channel"))
+        self._began = time.monotonic()
+        try:
+            try:
+                self._start()
+                self._attend()
+                self._look_at_what_is_left()
+            except KeyboardInterrupt:
+                result.status, result.reason = INTERRUPTED, "interrupted"
+            with _uninterrupted():
+                self._end()
+        finally:
+            with _uninterrupted():
+                self._sweep_away()
+                self._take_reports(0)
+                self._reader.close()
+        result.seconds = time.monotonic() - self._began
+        result.stderr = (self._directory / "stderr").read_text(errors="replace")[-4000:]
+        result.series = {pid: series for pid, series in result.series.items() if len(series.at) >= 3}
+
+    # ---- its life ----
+
+    def _start(self) -> None:
+        settings = self._settings
+        allowed = settings.duration if settings.count is None else LONGEST_BY_COUNT
+        options: dict[str, Any] = {
+            "seed": settings.seed,
+            "deadline": self._began + allowed,
+            "count": settings.count,
+            "processes": settings.processes,
+            "method": settings.method,
+            "prefix": self._prefix,
+            "directory": str(self._directory),
+            "channel": str(self._directory / "channel"),
+        }
+        self._limit = self._began + allowed + GRACE
+        environment = {**os.environ, outside.VARIABLE: self._id, "STRESS_PREFIX": self._prefix}
+        environment["STRESS_FAULT"] = settings.fault
+        with open(self._directory / "stderr", "wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stress.entry", json.dumps(options), self._name],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def _attend(self) -> None:
+        """Until the scenario says that it is done, or ends, or hangs."""
+        while not self._finished:
+            self._take_reports(TICK)
+            now = time.monotonic()
+            if now >= self._next_sample:
+                self._next_sample = now + SAMPLE
+                self._sample(now - self._began)
+            if self._process.poll() is not None:
+                self._take_reports(0)
+                if not self._finished:
+                    self._result.violated(f"the scenario's process ended with {_end_of(self._process.returncode)}")
+                return
+            if now > self._limit:
+                self._result.violated(f"hangs: not done {GRACE:.0f} s after its time")
+                self._process.send_signal(signal.SIGUSR1)  # write where it stands
+                time.sleep(0.5)
+                return
+
+    def _take_reports(self, timeout: float) -> None:
+        result = self._result
+        for what, value in self._reader.read(timeout):
+            if what in ("done", "errors", "tally"):
+                getattr(result, what).update(value)
+            elif what == "took":
+                result.took.setdefault(value[0], []).append(value[1])
+            elif what == "note":
+                result.notes.append(value)
+            elif what == "violation":
+                result.violated(value)
+            elif what == "queue":
+                self._queues.add(value)
+            elif what == "skip":
+                result.status, result.reason = SKIPPED, value
+            else:
+                self._finished = True
+
+    def _sample(self, at: float) -> None:
+        result = self._result
+        descriptors = memory = processes = 0
+        for pid in self._processes():
+            with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
+                open_ones, resident = process.num_fds(), process.memory_info().rss
+                series = result.series.get(pid)
+                if series is None:
+                    series = result.series[pid] = Series("scenario" if pid == self._process.pid else outside.role(pid))
+                series.at.append(round(at, 2))
+                series.descriptors.append(open_ones)
+                series.memory.append(resident)
+                descriptors, memory, processes = descriptors + open_ones, memory + resident, processes + 1
+        alive = len(outside.objects(self._prefix, self._queues))
+        done, errors = result.operations, result.errors.total()
+        result.seconds = at
+        result.samples.append(Sample(round(at, 2), done, errors, processes, descriptors, memory, alive))
+        self._watch(result)
+
+    # ---- the look from outside ----
+
+    def _look_at_what_is_left(self) -> None:
+        """First while the scenario's process still lives, then after its end."""
+        if self._finished and self._process.poll() is None:
+            for text in _last_of(self._left_while_it_lives):
+                self._result.violated(f"left behind: {text}")
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(AFTERWARDS)
+        for text in _last_of(self._left_after_its_end):
+            self._result.violated(f"left behind: {text}")
+
+    def _left_while_it_lives(self) -> list[str]:
+        left = self._objects()
+        left += [f"{what} in the scenario's process" for what in outside.held(self._process.pid, self._prefix)]
+        for pid in self._processes():
+            if pid != self._process.pid and outside.role(pid) == "process":
+                left.append(f"process {pid} ({outside.command(pid)})")
+        return left
+
+    def _left_after_its_end(self) -> list[str]:
+        left = [f"process {pid} ({outside.command(pid)})" for pid in self._processes()]
+        return left + self._objects() + [f"journal {name}" for name in outside.journals(self._prefix)]
+
+    def _objects(self) -> list[str]:
+        return [f"object {name}" for name in outside.objects(self._prefix, self._queues)]
+
+    # ---- its end ----
+
+    def _end(self) -> None:
+        """Kill what still runs. Trackers come last: they take the objects of the others with them."""
+        for role in ("process", "any"):
+            for _ in range(100):
+                pids = [pid for pid in self._processes() if role == "any" or outside.role(pid) != "tracker"]
+                if not pids:
+                    break
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self._take_reports(0.02)
+            if role == "process":
+                _last_of(self._left_after_its_end, 2.0)
+        self._process.wait()
+
+    def _sweep_away(self) -> None:
+        """What the package has not removed is not to stay on this machine all the same."""
+        outside.remove(self._prefix, self._queues)
+        if outside.journals(self._prefix):
+            subprocess.run(
+                [sys.executable, "-m", "posix_ipc", "reap"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
+            )
+
+
+def _last_of(look: Callable[[], list[str]], seconds: float = AFTERWARDS) -> list[str]:
+    """Look until nothing is there; what is there in the end."""
+    deadline = time.monotonic() + seconds
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_of(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"

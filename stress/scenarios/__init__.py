@@ -1,0 +1,1 @@
+"""The scenarios, one in each module, as SCENARIO."""

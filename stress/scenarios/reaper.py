@@ -1,0 +1,151 @@
+"""Scenario 7: sweeps beside life (R3)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import posix_ipc
+from stress import outside
+from stress.forks import fork, wait_for
+from stress.scenario import Context, Full, Scenario
+
+SWEEPERS = 2
+QUEUE = {"max_messages": 1, "max_message_size": 8}
+MOST_QUEUES = 30
+"""A system allows 256, and not all of them for us."""
+GONE_WITHIN = 10.0
+
+
+def run(context: Context) -> None:
+    loops = [context.start(live, index) for index in range(context.processes)]
+    sweepers = [context.start(sweep, index) for index in range(SWEEPERS)]
+    context.join(*loops, *sweepers)
+    deadline = time.monotonic() + GONE_WITHIN
+    while (left := outside.files(context.prefix)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    context.check(not left, f"never reaped, although nobody uses it any more: {sorted(left)}")
+
+
+def sweep(context: Context, index: int) -> None:
+    """One sweep after the other, at the same time as another sweeper and as many trackers as there are trees."""
+    from posix_ipc import _reaper
+
+    while context.going():
+        removed = _reaper.reap()
+        context.done("sweeps")
+        context.tally("orphans removed by the sweepers", len(removed))
+
+
+def live(context: Context, index: int) -> None:
+    """Create, attach, fork; what this process or its children use must be there at every look."""
+    choose = context.random("live", index)
+    kinds = ["segment", "semaphore", "queue"] if index < MOST_QUEUES else ["segment", "semaphore"]
+    while context.going():
+        kind = choose.choice(kinds)
+        step = choose.choices((create_and_unlink, attach_in_a_fork, die_while_another_uses_it), (5, 3, 2))[0]
+        step(context, kind, choose)
+        context.done("lives")
+
+
+# ---- the lives of an object ----
+
+
+def create_and_unlink(context: Context, kind: str, choose: random.Random) -> None:
+    handle = create(context, kind)
+    seen = look(handle)
+    time.sleep(choose.uniform(0, 0.002))
+    expect(context, handle, seen, "its creator uses it")
+    handle.unlink()
+    handle.close()
+
+
+def attach_in_a_fork(context: Context, kind: str, choose: random.Random) -> None:
+    """A child attaches by name; then the creator's handle is closed, while its process lives."""
+    handle = create(context, kind)
+    seen = look(handle)
+    pause = choose.uniform(0, 0.002)
+
+    def child() -> None:
+        own = type(handle).attach(handle.name)
+        handle.close()
+        time.sleep(pause)
+        expect(context, own, seen, "a forked child attached it")
+
+    pid = fork(context, child)
+    time.sleep(choose.uniform(0, 0.001))
+    wait_for(context, pid)
+    expect(context, handle, seen, "its creator uses it")
+    handle.unlink()
+    handle.close()
+
+
+def die_while_another_uses_it(context: Context, kind: str, choose: random.Random) -> None:
+    """The owner is killed while its child has a lease: the object stays until that child ends, and then goes."""
+    pause = choose.uniform(0, 0.01)
+    reader, writer = os.pipe()
+    attaches = choose.random() < 0.5
+
+    def heir(handle: Any, seen: object) -> None:
+        own = type(handle).attach(handle.name) if attaches else handle
+        os.write(writer, b".")
+        time.sleep(pause)
+        expect(context, own, seen, "the child of its killed owner uses it")
+
+    def owner() -> None:
+        handle = create(context, kind)
+        fork(context, heir, handle, look(handle))
+        os.read(reader, 1)
+        context.channel.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    wait_for(context, fork(context, owner), signal.SIGKILL)
+    os.close(writer)
+    os.read(reader, 1)  # until the heir has ended too
+    os.close(reader)
+    context.tally("owners killed")
+
+
+# ---- helpers ----
+
+
+def create(context: Context, kind: str) -> Any:
+    from posix_ipc import mp_integration as tracked
+
+    name = context.name(kind)
+    if kind == "segment":
+        return tracked.SharedMemory(name, posix_ipc.O_CREX, size=64)
+    if kind == "semaphore":
+        return tracked.Semaphore(name, posix_ipc.O_CREX, initial_value=1)
+    return tracked.MessageQueue(name, posix_ipc.O_CREX, **QUEUE)
+
+
+def look(handle: Any) -> object:
+    """What the name leads to, as the system tells."""
+    if isinstance(handle, posix_ipc.MessageQueue):
+        return outside.queue_exists(handle.name)
+    prefix = "sem." if isinstance(handle, posix_ipc.Semaphore) else ""
+    try:
+        status = os.stat(outside.SHM / (prefix + handle.name[1:]))
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def expect(context: Context, handle: Any, seen: object, why: str) -> None:
+    now = look(handle)
+    context.check(now == seen, f"a live object was destroyed: {handle!r} is {now}, was {seen}, and {why}")
+
+
+SCENARIO = Scenario(
+    number=7,
+    name="reaper",
+    invariant="Sweeps that never pause destroy nothing that a living process owns or leases, and leave no orphan.",
+    faults="owners killed while their children hold a lease; two sweepers and every tracker at once",
+    unit="lives",
+    run=run,
+    full=Full(duration=60, processes=100),
+)
