@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 
 from stress import faults, report, runner
+from stress.page import write_page
 from stress.progress import Progress
-from stress.result import FAILED, INTERRUPTED, Result
+from stress.result import FAILED, Result
 from stress.runner import Settings
 from stress.scenario import METHODS, Scenario, all_scenarios, find
 
@@ -30,11 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     results: list[Result] = []
     for scenario, settings in _plan(scenarios, arguments):
         results.append(_run(scenario, settings))
-        if results[-1].status == INTERRUPTED or (arguments.soak and results[-1].status == FAILED):
+        if results[-1].interrupted or (arguments.soak and results[-1].status == FAILED):
             break
     print(report.summary(results))
     if arguments.json:
         report.write_json(arguments.json, results)
+    if arguments.html:
+        write_page(arguments.html, results)
     return report.exit_status(results)
 
 
@@ -53,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of all that is random; by default a new one, which is printed when a run fails")
     add("--soak", action="store_true", help="round after round, each with the next seed, until Ctrl-C or a failure")
     add("--json", metavar="FILE", help="write all results there")
+    add("--html", metavar="FILE", help="write a page there, with rates, descriptors and memory over time")
     add("--selftest", action="store_true", help="put a fault into each scenario, and demand that it is reported")
     add("--fault", choices=sorted(faults.FAULTS), default="", metavar="FAULT", help="run with a fault of --selftest")
     return parser
@@ -100,9 +104,16 @@ def _settings(scenario: Scenario, method: str, methods: int, seed: int, argument
     return Settings(seed, method, processes or max(4, 2 * (os.cpu_count() or 1)), duration, count, arguments.fault)
 
 
-def _run(scenario: Scenario, settings: Settings) -> Result:
+def _run(scenario: Scenario, settings: Settings, until: str | None = None) -> Result:
+    """Run it, until it is done or has reported such a violation."""
     progress = Progress()
-    result = runner.run(scenario, settings, progress)
+
+    def watch(result: Result) -> None:
+        progress(result)
+        if until is not None and any(until in text for text in result.violations):
+            raise KeyboardInterrupt
+
+    result = runner.run(scenario, settings, watch)
     progress.over(result)
     return result
 
@@ -115,11 +126,11 @@ def _selftest(scenarios: list[Scenario], arguments: argparse.Namespace) -> int:
         if scenario not in scenarios:
             continue
         settings = Settings(arguments.seed or 1, fault.method, fault.processes, fault.duration, fault=name)
-        result = _run(scenario, settings)
-        if result.status == INTERRUPTED:
+        result = _run(scenario, settings, until=fault.reported)
+        found = any(fault.reported in text for text in result.violations)
+        if result.interrupted and not found:
             return 1
-        found = [text for text in result.violations if fault.reported in text]
-        print(f"{'found ' if found else 'MISSED'} {name}: {fault.what}")
+        print(f"{'found ' if found else 'MISSED'} {name} [{scenario.name}]: {fault.what}", flush=True)
         if not found:
             missed.append(name)
             print(report.summary([result]))

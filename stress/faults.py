@@ -6,9 +6,12 @@ runs them all. A fault must harm nothing outside its run: what it breaks is conf
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,5 +48,81 @@ def put_in(name: str) -> None:
     FAULTS[name].put_in()
 
 
-def _is_of_this_run(name: str | bytes) -> bool:
-    return os.fsdecode(name).startswith(os.environ["STRESS_PREFIX"])
+# ---- 5 pickling ----
+
+
+@fault("pickling", reported="descriptors of a pool's worker grow", method="forkserver", duration=12.0)
+def leaked_descriptor() -> None:
+    """Every hundredth segment that is unpickled leaves a descriptor behind."""
+    from posix_ipc.mp_integration import SharedMemory
+
+    new, made = SharedMemory.__new__, itertools.count(1)
+
+    def leaky(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(made) % 100 == 0:
+            os.dup(0)
+        return new(cls, *args, **kwargs)
+
+    SharedMemory.__new__ = leaky  # type: ignore[assignment]
+
+
+@fault("pickling", reported="opened its successor")
+def pickle_by_name_alone() -> None:
+    """A pickle opens whatever has its name, without a look at the identity."""
+    from posix_ipc.mp_integration import Semaphore
+
+    Semaphore.__reduce__ = lambda self: (Semaphore, (self.name,))  # type: ignore[method-assign]
+
+
+# ---- 6 kill ----
+
+
+@fault("kill", reported="left after")
+def deaf_tracker() -> None:
+    """No tracker is started, so that nobody hears of a death."""
+    from posix_ipc import _tracker
+
+    _tracker.ensure = lambda process, executable: None
+
+
+@fault("kill", reported="live objects of a root were destroyed")
+def living_taken_for_dead() -> None:
+    """A sweep takes every journal for that of a dead process."""
+    from posix_ipc import _reaper
+
+    files = _reaper._Sweep._files
+    stem = os.environ["STRESS_PREFIX"][1:].encode()
+
+    def careless(sweep: Any) -> list[Any]:
+        return [
+            file._replace(live=file.live and not (file.is_journal and stem in Path(file.path).read_bytes()))
+            for file in files(sweep)
+        ]
+
+    _reaper._Sweep._files = careless  # type: ignore[method-assign]
+
+
+# ---- 7 reaper ----
+
+
+@fault("reaper", reported="a live object was destroyed")
+def leases_ignored() -> None:
+    """A sweep removes what the dead owned although somebody has a lease on it."""
+    from posix_ipc import _reaper
+
+    lock = _reaper._lock_for_removal
+    stem = os.environ["STRESS_PREFIX"][1:]
+
+    def careless(descriptor: int) -> bool:
+        return lock(descriptor) or stem in os.readlink(f"/proc/self/fd/{descriptor}")
+
+    _reaper._lock_for_removal = careless
+
+
+@fault("reaper", reported="never reaped")
+def blind_reaper() -> None:
+    """A sweep finds nothing to remove, and no tracker does either."""
+    from posix_ipc import _reaper, _tracker
+
+    _tracker.ensure = lambda process, executable: None
+    _reaper._Sweep._finish = lambda sweep, file, contents, entry: False  # type: ignore[method-assign]

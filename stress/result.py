@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 PASSED, FAILED, SKIPPED, INTERRUPTED = "passed", "failed", "skipped", "interrupted"
@@ -53,6 +53,7 @@ class Result:
     """The arguments of `python -m stress` that repeat it."""
     status: str = PASSED
     reason: str = ""
+    interrupted: bool = False
     seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
     more_violations: int = 0
@@ -82,8 +83,13 @@ class Result:
             self.more_violations += 1
 
     def as_json(self) -> dict[str, Any]:
-        times = {what: percentiles(seconds) for what, seconds in self.took.items()}
-        return {**asdict(self), "took": times, "command": self.command}
+        return {
+            **vars(self),
+            "took": {what: percentiles(seconds) for what, seconds in self.took.items()},
+            "samples": [vars(sample) for sample in self.samples],
+            "series": {pid: vars(series) for pid, series in self.series.items()},
+            "command": self.command,
+        }
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

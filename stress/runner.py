@@ -21,7 +21,7 @@ import psutil
 
 from stress import outside
 from stress.channel import Reader
-from stress.result import INTERRUPTED, SKIPPED, Result, Sample, Series
+from stress.result import INTERRUPTED, PASSED, SKIPPED, Result, Sample, Series
 from stress.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,9 @@ class _Run:
                 self._attend()
                 self._look_at_what_is_left()
             except KeyboardInterrupt:
-                result.status, result.reason = INTERRUPTED, "interrupted"
+                result.interrupted = True
+                if result.status == PASSED:
+                    result.status, result.reason = INTERRUPTED, "interrupted"
             with _uninterrupted():
                 self._end()
         finally:

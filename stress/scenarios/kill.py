@@ -88,6 +88,7 @@ def root(plan: Plan, killer: Connection) -> None:
     """Own some objects, and do what the killer says."""
     os.setsid()
     kept = tuple(make(kind, f"{plan.stem}r-{kind}") for kind in range(3))
+    make(0, f"{plan.stem}r-closed").close()  # without a lease, it is the root's journal alone that says that it lives
     plan.context.multiprocessing.set_forkserver_preload([__name__]) if plan.context.method == "forkserver" else None
     killer.send("ready")
     created = 0
@@ -208,7 +209,7 @@ class Killer:
         tree = self._grow()
         self._expect(tree, "ready")
         tree.kept = outside.files(f"{tree.plan.stem}r-")
-        self._context.check(len(tree.kept) == 2, f"a new root shows {tree.kept} instead of a segment and a semaphore")
+        self._context.check(len(tree.kept) == 3, f"a new root shows {tree.kept} instead of 2 segments and a semaphore")
         for _ in range(ALIVE):
             self._add_worker(tree)
         for _ in range(kills):
@@ -258,7 +259,7 @@ class Killer:
         self._expect_gone(tree, worker, "worker killed, its root lives")
 
     def _stop_worker(self, tree: Tree) -> None:
-        """While it is stopped it counts as alive: a sweep takes nothing from it. Then it is killed, or goes on before."""
+        """While it is stopped it counts as alive: a sweep takes nothing. Then it is killed, or goes on before."""
         worker = self._pick(tree)
         worker.send(signal.SIGSTOP)
         if self._is_stopped(worker):
@@ -333,7 +334,9 @@ class Killer:
     def _end_bystander(self, tree: Tree, pid: int, link: Connection, what: str) -> None:
         """What it leases stays, the rest goes; when it is killed or ends, all of it."""
         stem = tree.plan.stem
-        self._expect_all_gone(stem, what, keep=f"{stem}r-")
+        leased = f"{stem}r-"
+        del tree.kept[f"{leased}closed".lstrip("/")]
+        self._expect_all_gone(stem, what, keep=leased)
         self._check_the_living(tree)
         self._context.tally("roots dead while another program holds a lease")
         if self._choose.random() < 0.5:
