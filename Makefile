@@ -12,10 +12,10 @@ test-extra := $(VENV)/.extra-test
 dev-extra := $(VENV)/.extra-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-asan test-differential test-pythons lint build bench clean
+.PHONY: help demo test test-asan test-differential test-kill test-pythons lint build bench stress stress-smoke stress-selftest clean
 
 help: ## Explain every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
 demo: $(package) ## Count the words of a real corpus in parallel (examples/wordcount.py)
 	$(VENV_PYTHON) examples/wordcount.py
@@ -47,6 +47,20 @@ test-asan: $(package) $(test-extra) ## Run the suite on the extension built with
 
 test-pythons: $(package) $(test-extra) ## Run the suite under every supported Python found on this system
 	tools/test-pythons
+
+# Other runs: make stress STRESS='--duration 8h --soak', or .venv/bin/python -m stress --help
+STRESS :=
+stress: $(package) ## Run every stress scenario under every start method, 10 minutes in all (docs/stress.md)
+	$(VENV_PYTHON) -m stress --duration 10m $(STRESS)
+
+stress-smoke: $(package) ## Run every stress scenario for a moment, under 2 minutes in all
+	$(VENV_PYTHON) -m stress --duration 40s --method forkserver
+
+stress-selftest: $(package) ## Put a fault into each stress scenario, and demand that it is reported
+	$(VENV_PYTHON) -m stress --selftest
+
+test-kill: $(package) ## Prove what survives 2,000 kills, 200 killed groups, sweeps beside life and 100,000 tasks
+	$(VENV_PYTHON) -m stress pickling kill reaper --full
 
 clean: ## Remove everything made here, .venv included
 	rm -rf $(VENV) build dist *.egg-info .*_cache posix_ipc/*.so

@@ -24,14 +24,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.list:
         print(_listing())
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: with the summary, and nothing left
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     scenarios = arguments.scenarios or all_scenarios()
     if arguments.selftest:
         return _selftest(scenarios, arguments)
     results: list[Result] = []
     for scenario, settings in _plan(scenarios, arguments):
         results.append(_run(scenario, settings))
-        if results[-1].interrupted or (arguments.soak and results[-1].status == FAILED):
+        if _stopped or (arguments.soak and results[-1].status == FAILED):
             break
     print(report.summary(results))
     if arguments.json:
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scenarios", nargs="*", type=_scenario, metavar="SCENARIO", help="names or numbers; by default all")
     add("--list", action="store_true", help="say what the scenarios are, and which invariant each of them checks")
-    add("--duration", type=_duration, default=60.0, metavar="60s", help="of each scenario, shared by its start methods")
+    add("--duration", type=_duration, default=600.0, metavar="10m", help="of it all, shared by what is run")
     add("--count", type=int, help="of operations under each start method, instead of a duration")
     add("--full", action="store_true", help="as much as docs/stress.md says that each scenario was proved with")
     add("--processes", type=int, metavar="N", help="how many work at the same time; by default 2 for each processor")
@@ -89,31 +90,42 @@ def _plan(scenarios: list[Scenario], arguments: argparse.Namespace) -> Iterator[
     while True:
         for scenario in scenarios:
             methods = [each for each in scenario.methods if arguments.method in (each, "all")] or scenario.methods[:1]
+            duration = arguments.duration / len(scenarios) / len(methods)
             for method in methods:
-                yield scenario, _settings(scenario, method, len(methods), seed, arguments)
+                yield scenario, _settings(scenario, method, duration, seed, arguments)
         if not arguments.soak:
             return
         seed += 1
 
 
-def _settings(scenario: Scenario, method: str, methods: int, seed: int, arguments: argparse.Namespace) -> Settings:
-    duration, count, processes = arguments.duration / methods, arguments.count, arguments.processes
+def _settings(scenario: Scenario, method: str, duration: float, seed: int, arguments: argparse.Namespace) -> Settings:
+    count, processes = arguments.count, arguments.processes
     if arguments.full:
         duration, count = scenario.full.duration or duration, scenario.full.count
         processes = processes or scenario.full.processes
     return Settings(seed, method, processes or max(4, 2 * (os.cpu_count() or 1)), duration, count, arguments.fault)
 
 
+_stopped = False
+
+
+def _stop(number: int, frame: object) -> None:
+    """Ctrl-C: end with the summary so far, and leave nothing behind."""
+    global _stopped
+    _stopped = True
+
+
 def _run(scenario: Scenario, settings: Settings, until: str | None = None) -> Result:
     """Run it, until it is done or has reported such a violation."""
     progress = Progress()
+    is_reported = False
 
     def watch(result: Result) -> None:
+        nonlocal is_reported
+        is_reported = until is not None and any(until in text for text in result.violations)
         progress(result)
-        if until is not None and any(until in text for text in result.violations):
-            raise KeyboardInterrupt
 
-    result = runner.run(scenario, settings, watch)
+    result = runner.run(scenario, settings, watch, lambda: _stopped or is_reported)
     progress.over(result)
     return result
 
@@ -128,8 +140,8 @@ def _selftest(scenarios: list[Scenario], arguments: argparse.Namespace) -> int:
         settings = Settings(arguments.seed or 1, fault.method, fault.processes, fault.duration, fault=name)
         result = _run(scenario, settings, until=fault.reported)
         found = any(fault.reported in text for text in result.violations)
-        if result.interrupted and not found:
-            return 1
+        if _stopped:
+            return 130
         print(f"{'found ' if found else 'MISSED'} {name} [{scenario.name}]: {fault.what}", flush=True)
         if not found:
             missed.append(name)

@@ -37,7 +37,7 @@ def fault(scenario: str, reported: str, **how: object) -> Callable[[Callable[[],
 
     def register(function: Callable[[], None]) -> Callable[[], None]:
         what = (function.__doc__ or "").strip()
-        FAULTS[function.__name__.replace("_", "-")] = Fault(scenario, what, reported, function, **how)  # type: ignore[arg-type]
+        FAULTS[function.__name__.replace("_", "-")] = Fault(scenario, what, reported, function, **how)
         return function
 
     return register
@@ -63,7 +63,7 @@ def leaked_descriptor() -> None:
             os.dup(0)
         return new(cls, *args, **kwargs)
 
-    SharedMemory.__new__ = leaky  # type: ignore[assignment]
+    SharedMemory.__new__ = leaky
 
 
 @fault("pickling", reported="opened its successor")
@@ -71,7 +71,7 @@ def pickle_by_name_alone() -> None:
     """A pickle opens whatever has its name, without a look at the identity."""
     from posix_ipc.mp_integration import Semaphore
 
-    Semaphore.__reduce__ = lambda self: (Semaphore, (self.name,))  # type: ignore[method-assign]
+    Semaphore.__reduce__ = lambda self: (Semaphore, (self.name,))
 
 
 # ---- 6 kill ----
@@ -99,7 +99,7 @@ def living_taken_for_dead() -> None:
             for file in files(sweep)
         ]
 
-    _reaper._Sweep._files = careless  # type: ignore[method-assign]
+    _reaper._Sweep._files = careless
 
 
 # ---- 7 reaper ----
@@ -125,4 +125,4 @@ def blind_reaper() -> None:
     from posix_ipc import _reaper, _tracker
 
     _tracker.ensure = lambda process, executable: None
-    _reaper._Sweep._finish = lambda sweep, file, contents, entry: False  # type: ignore[method-assign]
+    _reaper._Sweep._finish = lambda sweep, file, contents, entry: False

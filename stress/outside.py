@@ -119,8 +119,12 @@ def role(pid: int) -> str:
     return next((role for part, role in HELPERS.items() if part in line), "process")
 
 
-def held(pid: int, prefix: str) -> list[str]:
-    """The descriptors and mappings by which a process holds objects of these names, those without a name among them."""
+def held(pid: int, prefix: str, identities: Collection[tuple[int, int]] = ()) -> list[str]:
+    """The descriptors and mappings by which a process holds objects of a run, those without a name among them.
+
+    Some mappings do not tell the name, such as those of a semaphore in the process that made it: for these, the
+    (device, inode) of objects that were seen.
+    """
     stem = prefix.lstrip("/")
     found = []
     with contextlib.suppress(OSError):
@@ -129,8 +133,11 @@ def held(pid: int, prefix: str) -> list[str]:
                 target = os.readlink(f"/proc/{pid}/fd/{number}")
                 if stem in target:
                     found.append(f"descriptor {number} ({target})")
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        found += [f"mapping {line.split(maxsplit=5)[5]}" for line in lines if stem in line]
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            _, _, _, device, inode, *path = line.split(maxsplit=5)
+            major, minor = (int(part, 16) for part in device.split(":"))
+            if stem in line or (os.makedev(major, minor), int(inode)) in identities:
+                found.append(f"mapping {' '.join(path)}")
     return found
 
 

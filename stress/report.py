@@ -24,8 +24,10 @@ def write_json(path: str, results: list[Result]) -> None:
 
 
 def exit_status(results: list[Result]) -> int:
-    """0 only when every invariant held and nothing was cut short."""
-    return int(any(result.status in (FAILED, INTERRUPTED) for result in results))
+    """0 only when every invariant held; 130, as shells have it, when it was cut short and nothing had failed."""
+    if any(result.status == FAILED for result in results):
+        return 1
+    return 130 if any(result.interrupted for result in results) else 0
 
 
 def seconds_as_text(seconds: float) -> str:

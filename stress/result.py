@@ -51,6 +51,8 @@ class Result:
     unit: str
     repeat: list[str]
     """The arguments of `python -m stress` that repeat it."""
+    prefix: str = ""
+    """Of the names of its objects."""
     status: str = PASSED
     reason: str = ""
     interrupted: bool = False

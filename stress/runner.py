@@ -7,15 +7,14 @@ import dataclasses
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -36,6 +35,12 @@ LONGEST_BY_COUNT = 1800.0
 AFTERWARDS = 10.0
 """Seconds in which the last objects, journals and trackers go, which is a matter of milliseconds on an idle machine."""
 
+TRACKERS_TIME = 2.0
+"""Seconds that trackers get to remove what they can, when everything else was killed."""
+ENTRY = ("-m", "stress.entry")
+"""What Python is told to run for a scenario."""
+
+_Left = TypeVar("_Left")
 Watcher = Callable[[Result], None]
 
 
@@ -58,8 +63,10 @@ class Settings:
         return arguments + (["--fault", self.fault] if self.fault else [])
 
 
-def run(scenario: Scenario, settings: Settings, watch: Watcher) -> Result:
-    """Run it to its end; `watch` is called at every sample. A KeyboardInterrupt ends it, as INTERRUPTED."""
+def run(
+    scenario: Scenario, settings: Settings, watch: Watcher, is_stopped: Callable[[], bool] = lambda: False
+) -> Result:
+    """Run it to its end; `watch` is called at every sample. It ends early, as INTERRUPTED, once `is_stopped`."""
     result = Result(
         number=scenario.number,
         scenario=scenario.name,
@@ -70,56 +77,60 @@ def run(scenario: Scenario, settings: Settings, watch: Watcher) -> Result:
         unit=scenario.unit,
         repeat=settings.arguments(scenario),
     )
-    directory = tempfile.mkdtemp(prefix="stress-")
-    try:
-        _Run(scenario, settings, result, watch, Path(directory)).run()
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="stress-", ignore_cleanup_errors=True) as directory:
+        _Run(scenario, settings, result, watch, is_stopped, Path(directory)).run()
     return result
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, settings: Settings, result: Result, watch: Watcher, directory: Path) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        settings: Settings,
+        result: Result,
+        watch: Watcher,
+        is_stopped: Callable[[], bool],
+        directory: Path,
+    ) -> None:
         self._name = scenario.name
         self._settings = settings
         self._result = result
         self._watch = watch
+        self._is_stopped = is_stopped
         self._directory = directory
         self._id = secrets.token_hex(4)
-        self._prefix = f"/st{self._id}-"
+        self._prefix = result.prefix = f"/st{self._id}-"
         self._queues: set[str] = set()
+        self._identities: set[tuple[int, int]] = set()
         self._processes = outside.Processes(self._id)
         self._finished = False
         self._next_sample = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
         result = self._result
         self._reader = Reader(str(self._directory / "channel"))
         self._began = time.monotonic()
+        self._process = self._start()
         try:
-            try:
-                self._start()
-                self._attend()
-                self._look_at_what_is_left()
-            except KeyboardInterrupt:
+            self._attend()
+            if self._is_stopped():
                 result.interrupted = True
                 if result.status == PASSED:
                     result.status, result.reason = INTERRUPTED, "interrupted"
-            with _uninterrupted():
-                self._end()
+            else:
+                self._look_at_what_is_left()
         finally:
-            with _uninterrupted():
-                self._sweep_away()
-                self._take_reports(0)
-                self._reader.close()
+            self._end()
+            self._sweep_away()
+            self._take_reports(0)
+            self._reader.close()
         result.seconds = time.monotonic() - self._began
         result.stderr = (self._directory / "stderr").read_text(errors="replace")[-4000:]
         result.series = {pid: series for pid, series in result.series.items() if len(series.at) >= 3}
 
     # ---- its life ----
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         settings = self._settings
         allowed = settings.duration if settings.count is None else LONGEST_BY_COUNT
         options: dict[str, Any] = {
@@ -136,8 +147,8 @@ class _Run:
         environment = {**os.environ, outside.VARIABLE: self._id, "STRESS_PREFIX": self._prefix}
         environment["STRESS_FAULT"] = settings.fault
         with open(self._directory / "stderr", "wb") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "stress.entry", json.dumps(options), self._name],
+            return subprocess.Popen(
+                [sys.executable, *ENTRY, json.dumps(options), self._name],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -147,8 +158,8 @@ class _Run:
             )
 
     def _attend(self) -> None:
-        """Until the scenario says that it is done, or ends, or hangs."""
-        while not self._finished:
+        """Until the scenario says that it is done, or ends, or hangs, or is stopped."""
+        while not self._finished and not self._is_stopped():
             self._take_reports(TICK)
             now = time.monotonic()
             if now >= self._next_sample:
@@ -197,7 +208,8 @@ class _Run:
                 series.descriptors.append(open_ones)
                 series.memory.append(resident)
                 descriptors, memory, processes = descriptors + open_ones, memory + resident, processes + 1
-        alive = len(outside.objects(self._prefix, self._queues))
+        self._identities.update(outside.files(self._prefix).values())
+        alive = len(self._objects())
         done, errors = result.operations, result.errors.total()
         result.seconds = at
         result.samples.append(Sample(round(at, 2), done, errors, processes, descriptors, memory, alive))
@@ -208,20 +220,22 @@ class _Run:
     def _look_at_what_is_left(self) -> None:
         """First while the scenario's process still lives, then after its end."""
         if self._finished and self._process.poll() is None:
-            for text in _last_of(self._left_while_it_lives):
+            for text in _look_until_gone(self._left_while_it_lives, AFTERWARDS):
                 self._result.violated(f"left behind: {text}")
         if self._process.stdin is not None:
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(AFTERWARDS)
-        for text in _last_of(self._left_after_its_end):
+        for text in _look_until_gone(self._left_after_its_end, AFTERWARDS):
             self._result.violated(f"left behind: {text}")
 
     def _left_while_it_lives(self) -> list[str]:
         left = self._objects()
-        left += [f"{what} in the scenario's process" for what in outside.held(self._process.pid, self._prefix)]
         for pid in self._processes():
-            if pid != self._process.pid and outside.role(pid) == "process":
+            if pid == self._process.pid:
+                held = outside.held(pid, self._prefix, self._identities)
+                left += [f"{each} in the scenario's process" for each in held]
+            elif outside.role(pid) == "process":
                 left.append(f"process {pid} ({outside.command(pid)})")
         return left
 
@@ -236,18 +250,21 @@ class _Run:
 
     def _end(self) -> None:
         """Kill what still runs. Trackers come last: they take the objects of the others with them."""
-        for role in ("process", "any"):
-            for _ in range(100):
-                pids = [pid for pid in self._processes() if role == "any" or outside.role(pid) != "tracker"]
-                if not pids:
-                    break
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                self._take_reports(0.02)
-            if role == "process":
-                _last_of(self._left_after_its_end, 2.0)
+        self._kill(lambda pid: outside.role(pid) != "tracker")
+        _look_until_gone(self._processes, TRACKERS_TIME)
+        self._kill(lambda pid: True)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _kill(self, choose: Callable[[int], bool]) -> None:
+        """Until there are no more: some may be making others."""
+        while pids := [pid for pid in self._processes() if choose(pid)]:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.poll()
+            self._take_reports(0.01)
 
     def _sweep_away(self) -> None:
         """What the package has not removed is not to stay on this machine all the same."""
@@ -258,22 +275,12 @@ class _Run:
             )
 
 
-def _last_of(look: Callable[[], list[str]], seconds: float = AFTERWARDS) -> list[str]:
+def _look_until_gone(look: Callable[[], list[_Left]], seconds: float) -> list[_Left]:
     """Look until nothing is there; what is there in the end."""
     deadline = time.monotonic() + seconds
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return left
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end_of(status: int) -> str:

@@ -33,7 +33,7 @@ ALIVE = 2
 """Workers of a tree at the same time."""
 MOST_WORKERS = 64
 GONE_WITHIN = 10.0
-"""Seconds; what a guarantee says is 1 s, and the summary says what was measured."""
+"""Seconds; the guarantees G1 to G4 say 1 s, and the summary says what was measured."""
 PROMISED = 1.0
 ANSWER_WITHIN = 60.0
 
@@ -256,7 +256,7 @@ class Killer:
     def _kill_worker(self, tree: Tree) -> None:
         worker = self._pick(tree)
         self._kill(worker, tree)
-        self._expect_gone(tree, worker, "worker killed, its root lives")
+        self._expect_gone(tree, worker, "G4 worker killed, its root lives")
 
     def _stop_worker(self, tree: Tree) -> None:
         """While it is stopped it counts as alive: a sweep takes nothing. Then it is killed, or goes on before."""
@@ -270,7 +270,7 @@ class Killer:
                 worker.send(signal.SIGCONT)
                 time.sleep(self._choose.uniform(0, 0.002))
         self._kill(worker, tree)
-        self._expect_gone(tree, worker, "worker stopped and killed, its root lives")
+        self._expect_gone(tree, worker, "G4 worker stopped and killed, its root lives")
 
     def _sweep_beside(self, tree: Tree, worker: Member) -> None:
         from posix_ipc import _reaper
@@ -288,7 +288,7 @@ class Killer:
         self._kill(worker, tree)
         tree.link.send("create")
         self._expect(tree, "created")
-        self._expect_gone(tree, worker, "worker killed after its tracker, at the next creation")
+        self._expect_gone(tree, worker, "G10 worker killed after its tracker, at the next creation")
 
     def _stop_tracker(self, tree: Tree) -> None:
         trackers = outside.trackers(tree.pid)
@@ -299,7 +299,7 @@ class Killer:
         for pid in trackers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        self._expect_gone(tree, worker, "worker killed while its tracker was stopped")
+        self._expect_gone(tree, worker, "G4 worker killed while its tracker was stopped")
 
     def _end(self, tree: Tree) -> None:
         """The root: killed at a random instant, or it exits by itself; then what still runs of its group."""
@@ -310,11 +310,11 @@ class Killer:
             os.kill(tree.pid, signal.SIGKILL)
             wait_for(self._context, tree.pid, signal.SIGKILL)
             self._count("root")
-            what = "root and workers killed"
+            what = "G2 root and workers killed"
         else:
             tree.link.send("exit")
             wait_for(self._context, tree.pid)
-            what = "root exits"
+            what = "G1 root exits"
         time.sleep(self._choose.uniform(0, 0.003))
         self._signal_group(tree, signal.SIGKILL)
         if bystander is None:
@@ -347,7 +347,7 @@ class Killer:
             link.send("end")
             wait_for(self._context, pid)
         link.close()
-        self._expect_all_gone(stem, "the last lease of another program ends")
+        self._expect_all_gone(stem, "G5 the last lease of another program ends")
 
     def _start_anew(self, stem: str) -> None:
         ours, theirs = multiprocessing.Pipe()
@@ -355,7 +355,7 @@ class Killer:
         theirs.close()
         if not ours.poll(ANSWER_WITHIN) or ours.recv() != "created":
             raise AssertionError("the next program did not start")
-        self._expect_all_gone(stem, "everything killed, at the next start", keep=f"{stem}next")
+        self._expect_all_gone(stem, "G3 everything killed, at the next start", keep=f"{stem}next")
         ours.send("end")
         wait_for(self._context, pid)
         ours.close()

@@ -14,27 +14,29 @@ from stress.forks import fork, wait_for
 from stress.scenario import Context, Full, Scenario
 
 SWEEPERS = 2
-QUEUE = {"max_messages": 1, "max_message_size": 8}
+QUEUE: dict[str, Any] = {"max_messages": 1, "max_message_size": 8}
 MOST_QUEUES = 30
 """A system allows 256, and not all of them for us."""
 GONE_WITHIN = 10.0
 
 
 def run(context: Context) -> None:
-    loops = [context.start(live, index) for index in range(context.processes)]
-    sweepers = [context.start(sweep, index) for index in range(SWEEPERS)]
-    context.join(*loops, *sweepers)
+    is_over = context.multiprocessing.Event()
+    sweepers = [context.start(sweep, is_over) for _ in range(SWEEPERS)]
+    context.join(*(context.start(live, index) for index in range(context.processes)))
+    is_over.set()
+    context.join(*sweepers)
     deadline = time.monotonic() + GONE_WITHIN
     while (left := outside.files(context.prefix)) and time.monotonic() < deadline:
         time.sleep(0.01)
     context.check(not left, f"never reaped, although nobody uses it any more: {sorted(left)}")
 
 
-def sweep(context: Context, index: int) -> None:
+def sweep(context: Context, is_over: Any) -> None:
     """One sweep after the other, at the same time as another sweeper and as many trackers as there are trees."""
     from posix_ipc import _reaper
 
-    while context.going():
+    while not is_over.is_set():
         removed = _reaper.reap()
         context.done("sweeps")
         context.tally("orphans removed by the sweepers", len(removed))
@@ -44,7 +46,7 @@ def live(context: Context, index: int) -> None:
     """Create, attach, fork; what this process or its children use must be there at every look."""
     choose = context.random("live", index)
     kinds = ["segment", "semaphore", "queue"] if index < MOST_QUEUES else ["segment", "semaphore"]
-    while context.going():
+    for _ in context.steps(parts=context.processes):
         kind = choose.choice(kinds)
         step = choose.choices((create_and_unlink, attach_in_a_fork, die_while_another_uses_it), (5, 3, 2))[0]
         step(context, kind, choose)

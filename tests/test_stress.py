@@ -1,0 +1,195 @@
+"""The stress harness itself: what it reports, and that it leaves nothing. --selftest proves the scenarios."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # stress/ stands beside the package, and is not installed with it
+
+from stress import faults, outside, report, runner, scenario  # noqa: E402
+from stress.result import FAILED, PASSED, SKIPPED  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")]
+
+
+def stress(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "stress", *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_every_scenario_is_listed_with_its_invariant_and_can_fail():
+    listing, _ = stress("--list").communicate(timeout=60)
+    scenarios = scenario.all_scenarios()
+    assert len({each.number for each in scenarios}) == len(scenarios)
+    for each in scenarios:
+        assert f"{each.number:2} {each.name}\n   holds: {each.invariant}\n" in listing
+        assert scenario.load(each.name) is each
+        assert any(fault.scenario == each.name for fault in faults.FAULTS.values()), (
+            f"nothing proves that {each.name} fails"
+        )
+
+
+def test_a_failing_run_says_how_to_repeat_it(tmp_path):
+    arguments = "reaper", "--method", "fork", "--seed", "7", "--processes", "2", "--count", "100"
+    html = tmp_path / "page.html"
+    run = stress(*arguments, "--fault", "leases-ignored", "--html", html)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "a live object was destroyed" in output
+    assert "seed: 7\n" in output
+    again = "python -m stress reaper --method fork --seed 7 --processes 2 --count 100 --fault leases-ignored"
+    assert f"again: {again}\n" in output
+    page = html.read_text()
+    assert "a live object was destroyed" in page
+    assert not re.search(r"(src|href)=.?(http|//)|@import|url\(", page)  # it needs nothing else
+
+
+def test_a_run_by_count():
+    run = stress("reaper", "--method", "fork", "--processes", "2", "--count", "40")
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 0, output
+    assert "40 lives" in output
+    assert "1 passed." in output
+
+
+def test_ctrl_c_ends_with_the_summary_and_leaves_nothing(tmp_path):
+    """In the midst of a storm: processes that are stopped, in sessions of their own, and objects of all of them."""
+    results = tmp_path / "results.json"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    run = stress("kill", "--json", results, env={**os.environ, "TMPDIR": str(temporary)})
+    wait_until(lambda: list(temporary.glob("stress-*/0.2")))  # a killer grows its second tree
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 130, output
+    (result,) = json.loads(results.read_text())
+    assert result["status"] == "interrupted"
+    assert result["done"]["kills"] > 0
+    assert f"{result['done']['kills']:,} kills" in output
+    prefix = result["prefix"]
+    assert not outside.Processes(prefix[3:-1])()
+    assert not outside.files(prefix)
+    assert not outside.journals(prefix)
+    assert not list(temporary.iterdir())
+
+
+# ---- the runner, with scenarios that misbehave ----
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs the body of a scenario, a line of Python."""
+
+    def run(body, after=0.3, duration=5.0):
+        code = (
+            "import os, subprocess, sys, time, posix_ipc\n"
+            "from stress import entry, scenario\n"
+            f"def run(context): {body}\n"
+            "entry.load = lambda name: scenario.Scenario(0, 'test', 'i', 'f', 'steps', run)\n"
+            "sys.exit(entry.main())\n"
+        )
+        monkeypatch.setattr(runner, "ENTRY", ("-c", code))
+        monkeypatch.setattr(runner, "AFTERWARDS", after)
+        settings = runner.Settings(seed=1, method="fork", processes=2, duration=duration)
+        return runner.run(
+            scenario.Scenario(0, "test", "i", "f", "steps", lambda context: None), settings, lambda _: None
+        )
+
+    return run
+
+
+def test_what_a_scenario_counts(run):
+    result = run("[context.done('steps') for step in zip(range(5), context.steps())]; context.met('Oops', 2)")
+    assert result.status == PASSED
+    assert result.operations == 5
+    assert result.errors == {"Oops": 2}
+
+
+def test_a_skipped_scenario_says_why_and_is_counted_apart(run):
+    passed, skipped = run("pass"), run("context.skip('no moon tonight')")
+    assert skipped.status == SKIPPED
+    summary = report.summary([passed, skipped])
+    assert "1 passed, 1 skipped.\nskipped: test [fork]: no moon tonight" in summary
+    assert report.exit_status([passed, skipped]) == 0
+
+
+LEAVE = {
+    "object sem.": "posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX).close()",
+    "object queue ": "posix_ipc.MessageQueue(context.name('queue'), posix_ipc.O_CREX, max_messages=1).close()",
+    "descriptor ": "h = posix_ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=1); h.unlink()",
+    "mapping /dev/shm/st": "h = posix_ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=1); sys.kept = h.buf; "
+    "h.close_fd(); h.unlink()",
+    "mapping /dev/shm/#": "h = posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX); sys.kept = h; time.sleep(1); "
+    "h.unlink()",
+    "process ": "subprocess.Popen(['sleep', '60'], start_new_session=True)",
+}
+
+
+@pytest.mark.parametrize("what", LEAVE)
+def test_what_is_left_behind_is_reported_and_removed(run, what):
+    result = run(LEAVE[what])
+    assert result.status == FAILED
+    assert f"left behind: {what}" in "\n".join(result.violations)
+    assert not outside.files(result.prefix)
+    assert not outside.Processes(result.prefix[3:-1])()
+
+
+@pytest.mark.parametrize(
+    ("body", "reported"),
+    [
+        ("context.violated('so not')", "so not"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("os._exit(3)", "ended with status 3"),
+        ("os.kill(os.getpid(), 11)", "ended with SIGSEGV"),
+        ("context.join(context.start(divmod, 1))", "divmod raised"),
+        ("context.join(context.start(lambda context: os._exit(5)))", "ended with status 5"),
+    ],
+)
+def test_what_goes_wrong_is_a_violation(run, body, reported):
+    result = run(body)
+    assert result.status == FAILED
+    assert any(reported in text for text in result.violations), result.violations
+    assert report.exit_status([result]) == 1
+
+
+def test_a_scenario_that_hangs_says_where(run, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE", 0.3)
+    result = run("__import__('threading').Event().wait()", duration=0.1)
+    assert "hangs" in result.violations[0]
+    assert "threading.py" in result.stderr
+
+
+def test_a_corrupt_journal_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(outside, "SHM", tmp_path)
+    directory = tmp_path / f".posix_ipc-{os.geteuid()}"
+    directory.mkdir()
+    whole = b"pipcjrn\0" + (1).to_bytes(4, sys.byteorder) + (288).to_bytes(4, sys.byteorder)
+    for name, data in {
+        "7-1-1.root": whole.ljust(576, b"\0"),
+        "7-1-1.j0": bytes(576),
+        "7-1-1.j1": whole.ljust(570, b"\0"),
+        "7-1-1.j2": b"x" + whole.ljust(575, b"\0"),
+        "7-1-1.j3": whole.ljust(288, b"\0") + b"\2x".ljust(288, b"\0"),
+        "8-1-1.j4": b"x" * 576,
+    }.items():
+        (directory / name).write_bytes(data)
+    assert [line.split(":")[0] for line in sorted(outside.corrupt_journals([7]))] == [
+        "7-1-1.j1",
+        "7-1-1.j2",
+        "7-1-1.j3",
+    ]
