@@ -209,13 +209,13 @@ def _links(facts: Facts) -> int:
 
 
 def _lock_if_free(descriptor: int) -> str:
-    if not lock_for_removal(descriptor):
+    if not try_lock(descriptor):
         return LEASED
     return FREE if _links(_ext._facts(descriptor)) else GONE
 
 
-def lock_for_removal(descriptor: int) -> bool:
-    """Take the exclusive lock that says: nobody has a lease, and nobody gets one any more."""
+def try_lock(descriptor: int) -> bool:
+    """Take the exclusive lock, which of an object says: nobody has a lease, and nobody gets one any more."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

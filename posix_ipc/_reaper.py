@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -54,8 +54,12 @@ def reap(log: Log = silent, wait: bool = True, ending: Collection[str] = ()) -> 
     return sweep(log, wait, ending).removed
 
 
+PATIENCE = 0.25
+"""Seconds that a sweep waits for the one under way, which may be that of a process that was stopped."""
+
+
 class _SweepLock:
-    """At most one sweep of a directory at a time: whoever holds the lock of the directory itself.
+    """As a rule one sweep of a directory at a time, for several would only do the same work: a lock of the directory.
 
     A file for it could not be made when there is no room left, and a sweep would be needed most.
     """
@@ -65,10 +69,11 @@ class _SweepLock:
 
     def __enter__(self) -> bool:
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
+        deadline = time.monotonic() + PATIENCE
+        while not _owners.try_lock(self._descriptor):
+            if not self._wait or time.monotonic() > deadline:
+                return self._wait
+            time.sleep(0.002)
         return True
 
     def __exit__(self, *exc_info: object) -> None:
@@ -147,13 +152,14 @@ def _settle_leftover(aside: bytes, path: bytes, identity: Identity) -> bool:
         facts = _ext._facts_at(aside)
     except FileNotFoundError:
         return False
-    if facts[:3] == identity:
-        os.unlink(aside)
-        return True
-    try:
-        _ext._rename_noreplace(aside, path)
-    except FileExistsError:  # taken again, within microseconds: the name is what its owner lost to the third
-        os.unlink(aside)
+    with contextlib.suppress(FileNotFoundError):  # another sweep was quicker
+        if facts[:3] == identity:
+            os.unlink(aside)
+            return True
+        try:
+            _ext._rename_noreplace(aside, path)
+        except FileExistsError:  # taken again, within microseconds: the name is what its owner lost to the third
+            os.unlink(aside)
     return False
 
 
@@ -163,6 +169,6 @@ def remove_if_dead(path: str) -> None:
     if descriptor is None:
         return
     with _journal.closing(descriptor):
-        if _owners.lock_for_removal(descriptor):
+        if _owners.try_lock(descriptor):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

@@ -1,6 +1,7 @@
 """How tracked objects end: G1 to G5 and G10 of docs/design.md, with real processes and real signals."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -12,7 +13,7 @@ import time
 import psutil
 import pytest
 from lifetime import DIRECTORY, Tree, existing, journal_files, trackers, wait_until_gone
-from support import CLONE_NEWNS, enter_new_namespaces, mount_shm, run_function, run_python, wait_until
+from support import CLONE_NEWNS, enter_new_namespaces, mount_shm, run_function, run_python, unique_name, wait_until
 
 from posix_ipc import _reaper
 from posix_ipc.mp_integration import SharedMemory, reap
@@ -83,6 +84,22 @@ def test_g3_everything_is_killed_and_the_command_sweeps(tree):
             and not existing(tree.objects)
         )
     )
+
+
+def test_g3_a_process_that_is_stopped_in_a_sweep_does_not_keep_others_from_sweeping():
+    name = unique_name()
+    code = (
+        "import os, sys; from posix_ipc.mp_integration import *; Semaphore.create(sys.argv[1]); os.kill(os.getpid(), 9)"
+    )
+    DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run_python(code, name, check=False).returncode == -signal.SIGKILL
+        wait_until_gone([("Semaphore", name)], timeout=10)
+        _reaper.reap()  # here too
+    finally:
+        os.close(lock)
 
 
 @each_method
