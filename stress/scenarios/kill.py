@@ -27,7 +27,7 @@ from stress.scenario import Context, Full, Scenario
 PHASES = START, CREATE, ATTACH, PICKLE, UNLINK, EXIT = range(6)
 NAMES = ("start", "create", "attach", "pickle", "unlink", "exit")
 QUEUE = {"max_messages": 1, "max_message_size": 8}
-KILLS = 8
+KILLS = 6
 """Of each tree, before its end."""
 ALIVE = 2
 """Workers of a tree at the same time."""
@@ -200,6 +200,7 @@ class Killer:
         self._trees = 0
         self._roots: list[int] = []
         self._late = self._measured = 0
+        self._acted = 0.0
         self.kills = 0
 
     # ---- two ways to end a tree ----
@@ -288,6 +289,7 @@ class Killer:
         self._kill(worker, tree)
         tree.link.send("create")
         self._expect(tree, "created")
+        self._acted = time.monotonic()
         self._expect_gone(tree, worker, "G10 worker killed after its tracker, at the next creation")
 
     def _stop_tracker(self, tree: Tree) -> None:
@@ -299,6 +301,7 @@ class Killer:
         for pid in trackers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        self._acted = time.monotonic()
         self._expect_gone(tree, worker, "G4 worker killed while its tracker was stopped")
 
     def _end(self, tree: Tree) -> None:
@@ -317,6 +320,7 @@ class Killer:
             what = "G1 root exits"
         time.sleep(self._choose.uniform(0, 0.003))
         self._signal_group(tree, signal.SIGKILL)
+        self._acted = time.monotonic()
         if bystander is None:
             self._expect_all_gone(tree.plan.stem, what)
         else:
@@ -347,6 +351,7 @@ class Killer:
             link.send("end")
             wait_for(self._context, pid)
         link.close()
+        self._acted = time.monotonic()
         self._expect_all_gone(stem, "G5 the last lease of another program ends")
 
     def _start_anew(self, stem: str) -> None:
@@ -355,6 +360,7 @@ class Killer:
         theirs.close()
         if not ours.poll(ANSWER_WITHIN) or ours.recv() != "created":
             raise AssertionError("the next program did not start")
+        self._acted = time.monotonic()
         self._expect_all_gone(stem, "G3 everything killed, at the next start", keep=f"{stem}next")
         ours.send("end")
         wait_for(self._context, pid)
@@ -404,6 +410,7 @@ class Killer:
     def _kill(self, worker: Member, tree: Tree) -> None:
         alive = not worker.has_ended()
         worker.send(signal.SIGKILL)
+        self._acted = time.monotonic()
         if not worker.has_ended(ANSWER_WITHIN):
             raise AssertionError("a worker does not die")
         if alive:
@@ -480,15 +487,19 @@ class Killer:
         queues = [f"{stem}w{number}-{family}q" for number in numbers for family in "ps"] + [f"{stem}r-2"]
         queues = [name for name in queues if not name.startswith(keep)]
         kept = keep.lstrip("/")
-        self._measure(
-            what,
-            lambda: [name for name in outside.objects(stem, queues) if not name.removeprefix("sem.").startswith(kept)],
-        )
+
+        def look() -> list[str]:
+            return [each for each in outside.objects(stem, queues) if not each.removeprefix("sem.").startswith(kept)]
+
+        self._measure(what, look)
 
     def _measure(self, what: str, look: Callable[[], list[str]]) -> None:
-        began = time.monotonic()
+        """The time since the last thing the killer did, unless there was nothing to go."""
+        if not look():
+            self._context.tally("deaths that left nothing to remove")
+            return
         left = self._wait_until_empty(look)
-        took = time.monotonic() - began
+        took = time.monotonic() - self._acted
         self._context.check(not left, f"left after {took:.1f} s ({what}): {left}")
         self._context.took(what, took)
         self._measured += 1
