@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, Result, percentiles
+from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, Result, percentiles, together
 
 COLUMNS = ("", "scenario", "method", "outcome", "seconds", "operations", "per second", "errors met")
 
 
 def summary(results: list[Result]) -> str:
     """Everything to be read, as text."""
-    parts = [_table(COLUMNS, [_row(result) for result in results]), _times(results), _tallies(results), _notes(results)]
+    totals = together(results)
+    parts = [_table(COLUMNS, [_row(total) for total in totals]), _times(totals), _tallies(totals), _notes(totals)]
     parts += [_failure(result) for result in results if result.status == FAILED]
     parts.append(_verdict(results))
     return "\n\n".join(part for part in parts if part)
@@ -126,7 +127,7 @@ def _rich_table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
     console: Any = rich.console.Console(width=160)
     with console.capture() as capture:
         console.print(table)
-    return str(capture.get()).rstrip()
+    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
 
 
 def _coloured(cell: str) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 PASSED, FAILED, SKIPPED, INTERRUPTED = "passed", "failed", "skipped", "interrupted"
+
+_BY_WEIGHT = [SKIPPED, PASSED, INTERRUPTED, FAILED]
 
 MOST_VIOLATIONS = 5
 """How many are kept in full; the others are counted."""
@@ -92,6 +94,24 @@ class Result:
             "series": {pid: vars(series) for pid, series in self.series.items()},
             "command": self.command,
         }
+
+
+def together(results: list[Result]) -> list[Result]:
+    """One result for each scenario and start method, of all rounds of a soak; without samples and violations."""
+    found: dict[tuple[str, str], Result] = {}
+    for each in results:
+        fresh = replace(
+            each, seconds=0.0, done=Counter(), errors=Counter(), tally=Counter(), took={}, samples=[], series={}
+        )
+        total = found.setdefault((each.scenario, each.method), fresh)
+        total.status = max(total.status, each.status, key=_BY_WEIGHT.index)
+        total.seconds += each.seconds
+        total.notes = each.notes
+        for what in ("done", "errors", "tally"):
+            getattr(total, what).update(getattr(each, what))
+        for what, seconds in each.took.items():
+            total.took.setdefault(what, []).extend(seconds)
+    return list(found.values())
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

@@ -12,12 +12,16 @@ import pytest
 from support import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # stress/ stands beside the package, and is not installed with it
+sys.path.append(str(ROOT))  # stress/ stands beside the package, and is not installed with it
 
 from stress import faults, outside, report, runner, scenario  # noqa: E402
-from stress.result import FAILED, PASSED, SKIPPED  # noqa: E402
+from stress.result import FAILED, PASSED, SKIPPED, together  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.no_sanitizer,
+    pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux"),
+]
 
 
 def stress(*arguments, **options):
@@ -126,6 +130,21 @@ def test_a_skipped_scenario_says_why_and_is_counted_apart(run):
     summary = report.summary([passed, skipped])
     assert "1 passed, 1 skipped.\nskipped: test [fork]: no moon tonight" in summary
     assert report.exit_status([passed, skipped]) == 0
+
+
+def test_rounds_of_a_soak_are_summed_up(run):
+    """The outcome is that of the worst round."""
+    rounds = [
+        run("context.done('steps', 2); context.took('a', 0.1)"),
+        run("context.violated('x')"),
+        run("context.done('steps')"),
+    ]
+    (total,) = together(rounds)
+    assert (total.status, total.operations, total.took) == (FAILED, 3, {"a": [0.1]})
+    assert [each.operations for each in rounds] == [2, 0, 1]
+    summary = report.summary(rounds)
+    assert "2 passed, 1 failed." in summary
+    assert summary.count("violated: x") == 1
 
 
 LEAVE = {
