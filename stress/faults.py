@@ -88,18 +88,18 @@ def deaf_tracker() -> None:
 @fault("kill", reported="live objects of a root were destroyed")
 def living_taken_for_dead() -> None:
     """A sweep takes every journal for that of a dead process."""
-    from posix_ipc import _reaper
+    from posix_ipc import _owners
 
-    files = _reaper._Sweep._files
+    files = _owners.Records._files
     stem = os.environ["STRESS_PREFIX"][1:].encode()
 
-    def careless(sweep: Any) -> list[Any]:
+    def careless(records: Any, directory: str) -> list[Any]:
         return [
             file._replace(live=file.live and not (file.is_journal and stem in Path(file.path).read_bytes()))
-            for file in files(sweep)
+            for file in files(records, directory)
         ]
 
-    _reaper._Sweep._files = careless
+    _owners.Records._files = careless
 
 
 # ---- 7 reaper ----
@@ -108,15 +108,15 @@ def living_taken_for_dead() -> None:
 @fault("reaper", reported="a live object was destroyed")
 def leases_ignored() -> None:
     """A sweep removes what the dead owned although somebody has a lease on it."""
-    from posix_ipc import _reaper
+    from posix_ipc import _owners
 
-    lock = _reaper._lock_for_removal
+    lock = _owners.try_lock
     stem = os.environ["STRESS_PREFIX"][1:]
 
     def careless(descriptor: int) -> bool:
         return lock(descriptor) or stem in os.readlink(f"/proc/self/fd/{descriptor}")
 
-    _reaper._lock_for_removal = careless
+    _owners.try_lock = careless
 
 
 @fault("reaper", reported="never reaped")
@@ -125,4 +125,4 @@ def blind_reaper() -> None:
     from posix_ipc import _reaper, _tracker
 
     _tracker.ensure = lambda process, executable: None
-    _reaper._Sweep._finish = lambda sweep, file, contents, entry: False
+    _reaper._finish = lambda records, file, contents, entry, swept, log: False
