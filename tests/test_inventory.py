@@ -85,10 +85,12 @@ def test_held_by_mapping_alone(segment):
     view.release()
 
 
-def test_held_by_lease_alone():
+def test_held_by_mapping_that_keeps_the_lease_of_a_descriptor():
     handle = mp_integration.SharedMemory(unique_name(), posix_ipc.O_CREX, size=64)
-    os.close(handle.fd)
-    assert how_it_is_held(handle.name) == ("lease",)
+    view = handle.buf
+    handle.close_fd()
+    assert how_it_is_held(handle.name) == ("lease", "mapping")
+    view.release()
     handle.unlink()
 
 
