@@ -235,10 +235,11 @@ add_integers(PyObject *module)
 }
 
 static int
-add_versions(PyObject *module)
+add_texts(PyObject *module)
 {
     return PyModule_AddStringConstant(module, "VERSION", POSIX_IPC_VERSION) < 0 ||
-                   PyModule_AddStringConstant(module, "__version__", POSIX_IPC_VERSION) < 0
+                   PyModule_AddStringConstant(module, "__version__", POSIX_IPC_VERSION) < 0 ||
+                   PyModule_AddStringConstant(module, "_SEMAPHORE_FILE_PREFIX", SEMAPHORE_FILE_PREFIX) < 0
                ? -1 : 0;
 }
 
@@ -334,7 +335,7 @@ ext_exec(PyObject *module)
 {
     State *state = PyModule_GetState(module);
     identity_read_boot_id(state->boot_id);
-    if (add_integers(module) < 0 || add_versions(module) < 0 || add_exceptions(module, state) < 0 ||
+    if (add_integers(module) < 0 || add_texts(module) < 0 || add_exceptions(module, state) < 0 ||
         add_types(module, state) < 0) {
         return -1;
     }
@@ -415,6 +416,11 @@ static PyMethodDef ext_functions[] = {
                "it does not exist.")},
     {"_rename_noreplace", system_rename_noreplace, METH_VARARGS,
      PyDoc_STR("_rename_noreplace($module, source, target, /)\n--\n\nRename, unless the target exists. renameat2(2).")},
+    {"_strike", journal_strike, METH_VARARGS,
+     PyDoc_STR("_strike($module, path, slot, identity, /)\n--\n\nFree a slot of any journal if it speaks of this object; True "
+               "if it did.")},
+    {"_pidfd_open", system_pidfd_open, METH_O,
+     PyDoc_STR("_pidfd_open($module, pid, /)\n--\n\nA descriptor that can be read from when the process ends. See pidfd_open(2).")},
     {"_watch", system_watch, METH_O,
      PyDoc_STR("_watch($module, directory, /)\n--\n\nA descriptor that tells when a file of the directory that was "
                "open for writing is no longer. inotify(7).")},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import stat
@@ -113,6 +114,7 @@ class Process:
 
     def __init__(self, token: str) -> None:
         self.pid = os.getpid()
+        self.euid = os.geteuid()
         self.journals: list[_ext.Journal] = []
         self._place("", token)
 
@@ -124,12 +126,17 @@ class Process:
     def _place(self, directory: str, token: str) -> None:
         self.directory = directory
         self.token = token
-        self.is_root = token.startswith(f"{self.pid}-")
+        self.is_root = token.startswith(f"{self.pid}-") and token == token_of(self.pid)
         self.tracker_lock = self.path("tracker")
 
     def is_ready(self) -> bool:
         """Is there nothing to be done before this process may own one more object?"""
-        return bool(self.journals) and self.journals[-1].ready(self.tracker_lock) and self.tree_lives()
+        last = next(reversed(self.journals), None)
+        return last is not None and last.ready(self.tracker_lock) and self.tree_lives()
+
+    def holds_root(self) -> bool:
+        """Does its end end the tree? Not if it is a subinterpreter: the file of the root is another one's."""
+        return bool(self.journals) and self.journals[0].path.endswith(b".root")
 
     def path(self, role: str) -> str:
         return f"{self.directory}/{self.token}.{role}"
@@ -149,8 +156,11 @@ class Process:
             self._move_journals()  # somebody wiped the directory
 
     def add_journal(self, full: int) -> None:
-        """Another one, after `full` of them had no free slot; not if another thread was quicker."""
-        if len(self.journals) == full:
+        """Another one, after `full` of them had no free slot; not if another thread was quicker.
+
+        Nobody tells this process that an object was unlinked by somebody else, so that is looked for first.
+        """
+        if len(self.journals) == full and not any(map(_free_what_is_gone, self.journals)):
             slots = min(FIRST_SLOTS << full, MOST_SLOTS)
             self.journals.append(self._new_journal(slots, first=False))
 
@@ -183,15 +193,31 @@ class Process:
                 self._place(directory(), self.token)
 
 
-_current: Process | None = None
+def _free_what_is_gone(journal: _ext.Journal) -> bool:
+    """Free the slots of files whose name no longer leads to them; True if there were many."""
+    descriptor = open_for_look(os.fsdecode(journal.path))
+    if descriptor is None:
+        return False
+    with closing(descriptor):
+        entries = read(descriptor).entries
+    freed = sum(
+        journal.free(entry.slot, entry.identity)
+        for entry in entries
+        if entry.kind != "message_queue" and entry.state != INTENT and not leads_to(entry)
+    )
+    return freed > FIRST_SLOTS // 2  # fewer are not worth the look each time
+
+
+_processes: dict[int, Process] = {}
+"""This process, by its effective user: what was recorded for one is no business of another."""
 
 
 def current(inherited_token: str) -> Process:
     """This process, as a member of the tree it was born into."""
-    global _current
-    process = _current
+    euid = os.geteuid()
+    process = _processes.get(euid)
     if process is None or not process.ours:
-        process = _current = Process(inherited_token)
+        process = _processes[euid] = Process(inherited_token)
     elif process.token != inherited_token:  # it created something before multiprocessing told it where it belongs
         process.move_to_tree(inherited_token)
     return process
@@ -199,13 +225,13 @@ def current(inherited_token: str) -> Process:
 
 def ready(inherited_token: str) -> Process | None:
     """This process, if it is known to be ready: the short way."""
-    process = _current
+    process = _processes.get(os.geteuid())
     return process if process is not None and process.token == inherited_token and process.is_ready() else None
 
 
-def existing() -> Process | None:
-    """This process, if it has a journal."""
-    return _current if _current is not None and _current.ours and _current.journals else None
+def existing() -> list[Process]:
+    """This process, for each effective user as whom it has journals."""
+    return [process for process in list(_processes.values()) if process.ours and process.journals]
 
 
 # ---- reading ----
@@ -216,6 +242,7 @@ KINDS = {ord("s"): "semaphore", ord("m"): "shared_memory", ord("q"): "message_qu
 _HEADER = struct.Struct("=8sIIQ")
 _SLOT = struct.Struct("=BBBxHxxQQQ")
 _SLOT_SIZE = 288
+_SUMMARY = struct.Struct(f"=BxBxxxxxQQQ{_SLOT_SIZE - _SLOT.size}x")
 _LARGEST = (MOST_SLOTS + 1) * _SLOT_SIZE
 _MAGIC = b"pipcjrn\0"
 _VERSION = 1
@@ -232,13 +259,34 @@ class Entry(NamedTuple):
     shared: bool
     identity: Identity
     name: bytes
+    slot: int = -1
 
 
-class Contents(NamedTuple):
+class Contents:
     """What a journal says."""
 
-    ipc_namespace: int
-    entries: list[Entry]
+    def __init__(self, ipc_namespace: int, data: bytes) -> None:
+        self.ipc_namespace = ipc_namespace
+        self._data = data
+
+    @functools.cached_property
+    def entries(self) -> list[Entry]:
+        """All that it says. Raises NotAJournalError at what makes no sense."""
+        return list(_entries(self._data))
+
+    def identities(self, only_shared: bool) -> set[Identity]:
+        """What it owns or claims. Much quicker than the entries, and all that is asked of a living process."""
+        return {
+            (device, inode, born)
+            for state, shared, device, inode, born in _SUMMARY.iter_unpack(self._data[_SLOT_SIZE:])
+            if state in (OWNED, CLAIM) and (shared or not only_shared)
+        }
+
+    def intents(self) -> set[bytes]:
+        """The names of queues that it is about to make."""
+        if INTENT not in self._data[_SLOT_SIZE::_SLOT_SIZE]:
+            return set()
+        return {entry.name for entry in self.entries if entry.state == INTENT}
 
 
 class NotAJournalError(Exception):
@@ -251,13 +299,13 @@ def read(descriptor: int) -> Contents:
     while len(data) <= _LARGEST and (chunk := os.read(descriptor, 1 << 20)):
         data += chunk
     if len(data) <= _LARGEST and not data[: len(_MAGIC)].strip(b"\0"):
-        return Contents(0, [])
+        return Contents(0, b"")
     if not _SLOT_SIZE <= len(data) <= _LARGEST or len(data) % _SLOT_SIZE:
         raise NotAJournalError(f"its size is {len(data)}")
     magic, version, slot_size, namespace = _HEADER.unpack_from(data)
     if (magic, version, slot_size) != (_MAGIC, _VERSION, _SLOT_SIZE):
         raise NotAJournalError(f"it begins with {data[:16]!r}")
-    return Contents(namespace, list(_entries(data)))
+    return Contents(namespace, data)
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
@@ -270,7 +318,21 @@ def _entries(data: bytes) -> Iterator[Entry]:
         name = data[offset + _SLOT.size : offset + _SLOT.size + length]
         if b"\0" in name:
             raise NotAJournalError(f"the name at {offset} is {name!r}")
-        yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), name)
+        yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), name, offset // _SLOT_SIZE - 1)
+
+
+def path_of(kind: str, name: bytes) -> bytes:
+    """The file of a segment or semaphore."""
+    prefix = os.fsencode(_ext._SEMAPHORE_FILE_PREFIX) if kind == "semaphore" else b""
+    return os.fsencode(SHM) + b"/" + prefix + name.lstrip(b"/")
+
+
+def leads_to(entry: Entry) -> bool:
+    """Does the name of a segment or semaphore still lead to it?"""
+    try:
+        return _ext._facts_at(path_of(entry.kind, entry.name))[:3] == entry.identity
+    except FileNotFoundError:
+        return False
 
 
 NO_FILE = errno.ENOENT, errno.ELOOP, errno.ENXIO
@@ -284,7 +346,11 @@ def open_for_look(path: str, uid: int | None = None) -> int | None:
     Raises OSError when it cannot be told.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, _LOOK)
+        except PermissionError:
+            _give_its_mode(path)
+            descriptor = os.open(path, _LOOK)
     except OSError as error:
         if error.errno not in NO_FILE:  # then it may be one that counts
             raise
@@ -298,6 +364,16 @@ def open_for_look(path: str, uid: int | None = None) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def _give_its_mode(path: str) -> None:
+    """What its maker does next, whatever the umask, unless it dies before."""
+    status = os.lstat(path)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        os.chmod(path, 0o600)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from posix_ipc import _ext, _journal, _owners
+from posix_ipc import _ext, _journal
 from posix_ipc._journal import Identity
 
 SEMAPHORE_SIZE = 32 if sys.maxsize > 2**32 else 16
@@ -32,7 +32,7 @@ class FoundFile(NamedTuple):
 
     @property
     def path(self) -> bytes:
-        return _owners.path_of(self.kind, self.name)
+        return _journal.path_of(self.kind, self.name)
 
     @property
     def is_our_temporary(self) -> bool:

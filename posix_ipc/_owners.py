@@ -12,13 +12,15 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import posix_ipc
 from posix_ipc import _ext, _journal
 from posix_ipc._journal import CLAIM, INTENT, OWNED, Contents, Entry, Identity
 
 Log = Callable[[str], object]
+
+_Read = TypeVar("_Read")
 
 
 def silent(line: str) -> None:
@@ -55,62 +57,75 @@ class Records:
     """
 
     def __init__(self, log: Log = silent, ending: Collection[str] = (), uid: int | None = None) -> None:
-        self._log, self._uid = log, uid
+        self._log, self._ending, self._uid = log, ending, uid
         self.ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
-        self.files = [file for directory in _journal.directories(uid) for file in self._files(directory)]
+        self.look()
+
+    def look(self) -> None:
+        """Read everything anew. Whoever has locked an object before has the last word: a record is written down before
+        its lease goes."""
+        self.blind = False
+        """Is there a journal of a living process that cannot be understood? Then nobody knows what that owns."""
+        self.journals: list[tuple[File, Contents]] = []
+        self.files = list(self._files())
         tokens = {file.token for file in self.files}
         held = {file.token for file in self.files if file.live and file.role in ("root", "proxy")}
         # Nobody holds a file for a root that made nothing itself before its tracker runs, or after that was killed.
-        self.live_roots = (held | {token for token in tokens - held if _journal.root_lives(token)}).difference(ending)
-        self.journals: list[tuple[File, Contents]] = []
+        alive = held | {token for token in tokens - held if _journal.root_lives(token)}
+        self.live_roots = alive.difference(self._ending)
         self.live_intents: set[bytes] = set()
         self._protected: set[Identity] = set()
-        for file in self.files:
-            contents = self._read(file) if file.is_journal else None
-            if contents is not None:
-                self.journals.append((file, contents))
-                self._protect(file, contents)
+        for file, contents in self.journals:
+            if file.live or file.token in self.live_roots:
+                self._protected |= contents.identities(only_shared=not file.live)
+            if file.live:
+                self.live_intents |= contents.intents()
+        self._log = silent  # once is enough
 
-    def _files(self, directory: str) -> Iterator[File]:
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:  # wiped just now
-            return
-        for name in names:
-            match = _journal.TOKEN_FILE.fullmatch(name)
-            if match is None:
-                continue
-            path = f"{directory}/{name}"
+    def _files(self) -> Iterator[File]:
+        for directory in _journal.directories(self._uid):
             try:
-                live = _ext._is_locked(path)
-            except OSError as error:
-                if error.errno not in _journal.NO_FILE and not _is_foreign(path, self._uid):
-                    raise  # then it is not known whether it is locked
-                self._log(f"{path}: skipped: {error.strerror}")
+                names = os.listdir(directory)
+            except FileNotFoundError:  # wiped just now
                 continue
-            yield File(path, match["token"], match["role"], live)
+            for match in filter(None, map(_journal.TOKEN_FILE.fullmatch, names)):
+                file = self._file(f"{directory}/{match[0]}", match["token"], match["role"])
+                if file is not None:
+                    yield file
 
-    def _read(self, file: File) -> Contents | None:
-        descriptor = _journal.open_for_look(file.path, self._uid)
+    def _file(self, path: str, token: str, role: str) -> File | None:
+        file = File(path, token, role, live=False)
+        try:
+            descriptor = _journal.open_for_look(path, self._uid)
+        except OSError as error:
+            if not _is_foreign(path, self._uid):
+                raise  # then it is not known whether it is locked
+            self._log(f"{path}: skipped: {error.strerror}")
+            return None
         if descriptor is None:
-            if os.path.lexists(file.path):
-                self._log(f"{file.path}: skipped: not a file of this user")
+            if os.path.lexists(path):
+                self._log(f"{path}: skipped: not a file of this user")
             return None
         with _journal.closing(descriptor):
-            try:
-                return _journal.read(descriptor)
-            except _journal.NotAJournalError as error:
-                self._log(f"{file.path}: skipped: {error}")
-                return None
+            # Before the look whether it is locked: who dies in between has written all that he ever will.
+            contents = self._understand(file, lambda: _journal.read(descriptor)) if file.is_journal else None
+            file = file._replace(live=not _try_shared(descriptor))
+        if contents is not None:
+            entries_of = contents  # of the living, only what is asked of them
+            if self._understand(file, lambda: entries_of.intents() if file.live else entries_of.entries) is None:
+                contents = None
+        if contents is not None:
+            self.journals.append((file, contents))
+        elif file.is_journal and file.live:
+            self.blind = True
+        return file
 
-    def _protect(self, file: File, contents: Contents) -> None:
-        for entry in contents.entries:
-            if not file.live and not (entry.shared and file.token in self.live_roots):
-                continue
-            if entry.state == INTENT:
-                self.live_intents.add(entry.name)
-            else:
-                self._protected.add(entry.identity)
+    def _understand(self, file: File, read: Callable[[], _Read]) -> _Read | None:
+        try:
+            return read()
+        except _journal.NotAJournalError as error:
+            self._log(f"{file.path}: skipped: {error}")
+            return None
 
     def fate(self, file: File, contents: Contents, entry: Entry) -> str:
         """What is to become of an entry of a dead journal."""
@@ -128,12 +143,6 @@ class Records:
 # ---- is it free? ----
 
 
-def path_of(kind: str, name: bytes) -> bytes:
-    """The file of a segment or semaphore."""
-    prefix = b"sem." if kind == "semaphore" else b""
-    return os.fsencode(_journal.SHM) + b"/" + prefix + name.lstrip(b"/")
-
-
 @contextlib.contextmanager
 def locked_if_free(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str]:
     """Look at the object of an open entry: FREE, GONE, LEASED or UNREADABLE. While it is FREE, nobody gets a lease.
@@ -147,11 +156,14 @@ def locked_if_free(entry: Entry, live_intents: Collection[bytes]) -> Iterator[st
 
 @contextlib.contextmanager
 def _locked_file(entry: Entry) -> Iterator[str]:
-    path = path_of(entry.kind, entry.name)
+    path = _journal.path_of(entry.kind, entry.name)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        yield GONE if error.errno in _journal.NO_FILE or _is_foreign(path) else UNREADABLE
+        gone = error.errno in _journal.NO_FILE or _is_foreign(path)
+        if not gone and not isinstance(error, PermissionError):
+            raise  # no descriptor or memory left: that says nothing of the object
+        yield GONE if gone else UNREADABLE
         return
     with _journal.closing(descriptor):
         yield _lock_if_free(descriptor) if _is_this(_ext._facts(descriptor), entry.identity) else GONE
@@ -167,7 +179,7 @@ def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str
     except (posix_ipc.ExistentialError, ValueError):
         yield GONE
         return
-    except (posix_ipc.Error, OSError):
+    except posix_ipc.Error:
         yield UNREADABLE
         return
     with contextlib.closing(queue):
@@ -212,6 +224,15 @@ def _lock_if_free(descriptor: int) -> str:
     if not try_lock(descriptor):
         return LEASED
     return FREE if _links(_ext._facts(descriptor)) else GONE
+
+
+def _try_shared(descriptor: int) -> bool:
+    """A look whether it is locked, which other lookers do not notice."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def try_lock(descriptor: int) -> bool:

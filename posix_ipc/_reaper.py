@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _owners
-from posix_ipc._journal import Contents, Entry, Identity
+from posix_ipc._journal import INTENT, OWNED, Contents, Entry, Identity
 from posix_ipc._owners import File, Log, Records, silent
 
 
@@ -80,59 +80,82 @@ class _SweepLock:
         os.close(self._descriptor)
 
 
+BATCH = 64
+"""Objects that are locked at a time, before a last look at who owns them."""
+
+
 def _sweep_one(directory: str, log: Log, ending: Collection[str]) -> Swept:
     """Do what the files of the dead in one directory ask for. What those in the others protect counts too."""
     records = Records(log, ending)
-    in_this = f"{directory}/"
+    if records.blind:
+        return Swept([], {file.token for file in records.files})
     swept = Swept([], set())
-    for file, contents in records.journals:
-        if file.live or not file.path.startswith(in_this):
+    in_this = f"{directory}/"
+    dead = {file for file in records.files if not file.live and file.path.startswith(in_this)}
+    for file, contents in list(records.journals):
+        if file not in dead:
             continue
-        kept = [entry for entry in contents.entries if not _finish(records, file, contents, entry, swept, log)]
-        if not kept:
+        entries = contents.entries
+        done = True
+        for start in range(0, len(entries), BATCH):
+            done &= _finish(records, file, contents, entries[start : start + BATCH], swept, log)
+        if done:
             remove_if_dead(file.path)
-    for file in records.files:
-        if file.live or file.is_journal or not file.path.startswith(in_this):
-            continue
-        if file.role != "proxy" or file.token not in records.live_roots:
+    for file in dead:
+        if not file.is_journal and file.token not in records.live_roots:
             remove_if_dead(file.path)
     return swept
 
 
-def _finish(records: Records, file: File, contents: Contents, entry: Entry, swept: Swept, log: Log) -> bool:
-    """True: nothing more is to be done for this entry."""
-    fate = records.fate(file, contents, entry)
-    if fate != _owners.OPEN:
-        if fate == _owners.PROTECTED:
-            swept.owed.add(file.token)
-        return fate == _owners.CLAIMED
-    outcome = _remove(file, entry, records)
-    if outcome == _REMOVED:
-        name = os.fsdecode(entry.name)
-        log(f"removed {entry.kind} {name!r}: its owner, recorded in {file.path}, is dead, and nobody uses it")
-        swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(file.path)))
-    elif outcome != _owners.GONE:
+def _finish(records: Records, file: File, contents: Contents, batch: list[Entry], swept: Swept, log: Log) -> bool:
+    """True: nothing more is to be done for these entries."""
+    with contextlib.ExitStack() as locks:
+        outcomes = [_look(records, file, contents, entry, locks) for entry in batch]
+        if _owners.FREE in outcomes:
+            records.look()  # while this sweep was on its way, or stopped, somebody may have become an owner
+        for index, entry in enumerate(batch):
+            if outcomes[index] == _owners.FREE:
+                outcomes[index] = _remove_if_open(records, file, contents, entry)
+            if outcomes[index] == _REMOVED:
+                name = os.fsdecode(entry.name)
+                log(f"removed {entry.kind} {name!r}: its owner, recorded in {file.path}, is dead, and nobody uses it")
+                swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(file.path)))
+    if not _OWED.isdisjoint(outcomes):
         swept.owed.add(file.token)
-    return outcome in (_REMOVED, _owners.GONE)
+    return all(outcome in (_REMOVED, _owners.GONE, _owners.CLAIMED) for outcome in outcomes)
 
 
 _REMOVED, _KEPT = "removed", "kept"
+_OWED = {_owners.PROTECTED, _owners.LEASED, _KEPT}
+"""What will change without a report."""
 
 
-def _remove(file: File, entry: Entry, records: Records) -> str:
-    """Remove the object of an open entry if it is there and nobody leases it: _REMOVED, or why not."""
-    path = _owners.path_of(entry.kind, entry.name)
-    aside = os.fsencode(os.path.dirname(file.path)) + b"/aside-%d-%d-%d" % entry.identity
+def _look(records: Records, file: File, contents: Contents, entry: Entry, locks: contextlib.ExitStack) -> str:
+    """The fate of an entry, and of an open one what its object says, which is locked if it is free."""
+    fate = records.fate(file, contents, entry)
+    if fate != _owners.OPEN:
+        return fate
     if entry.kind != "message_queue":
-        _settle_leftover(aside, path, entry.identity)
-    with _owners.locked_if_free(entry, records.live_intents) as outcome:
-        if outcome != _owners.FREE:
-            return outcome
-        if entry.kind != "message_queue":
-            return _remove_by_rename(path, aside, entry.identity)
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_message_queue(entry.name)
-        return _REMOVED
+        _settle_leftover(_aside(file, entry), _journal.path_of(entry.kind, entry.name), entry.identity)
+    return locks.enter_context(_owners.locked_if_free(entry, records.live_intents))
+
+
+def _remove_if_open(records: Records, file: File, contents: Contents, entry: Entry) -> str:
+    """Remove an object that is locked, unless somebody owns it by now."""
+    fate = records.fate(file, contents, entry)
+    if fate != _owners.OPEN:
+        return fate
+    if records.blind or (entry.state == INTENT and entry.name in records.live_intents):
+        return _KEPT
+    if entry.kind != "message_queue":
+        return _remove_by_rename(_journal.path_of(entry.kind, entry.name), _aside(file, entry), entry.identity)
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_message_queue(entry.name)
+    return _REMOVED
+
+
+def _aside(file: File, entry: Entry) -> bytes:
+    return os.fsencode(os.path.dirname(file.path)) + b"/aside-%d-%d-%d" % entry.identity
 
 
 def _remove_by_rename(path: bytes, aside: bytes, identity: Identity) -> str:
@@ -169,6 +192,20 @@ def remove_if_dead(path: str) -> None:
     if descriptor is None:
         return
     with _journal.closing(descriptor):
-        if _owners.try_lock(descriptor):
+        # Without a name it is not what the path leads to by now.
+        if _owners.try_lock(descriptor) and os.fstat(descriptor).st_nlink:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def disown(identity: Identity, except_in: Collection[str] = ()) -> None:
+    """Nobody owns the object any more, as far as the journals say but those `except_in`, living and dead ones."""
+    for directory in _journal.directories():
+        with _SweepLock(directory, wait=True):
+            for file, contents in Records().journals:
+                if not file.path.startswith(f"{directory}/") or file.path in except_in:
+                    continue
+                for entry in contents.entries:
+                    if entry.state == OWNED and entry.identity == identity:
+                        with contextlib.suppress(FileNotFoundError):
+                            _ext._strike(file.path, entry.slot, identity)

@@ -20,14 +20,23 @@ SETTLE = 0.002
 SHORTEST, LONGEST = 0.05, 0.5
 """Seconds between looks while something of the dead is still leased: who only attached dies unreported."""
 
-OVERFLOW = struct.pack("iI", -1, 0x4000)
-"""The head of the event IN_Q_OVERFLOW: others were lost. inotify(7)."""
+EVENT = struct.Struct("iIII")
+OVERFLOW, IGNORED = 0x4000, 0x8000
+"""inotify(7): struct inotify_event, IN_Q_OVERFLOW and IN_IGNORED."""
+
+LOCK = 3
+"""The descriptor that the tracker was started with, which holds its lock."""
 
 # ---- in the process that creates ----
 
 
-def ensure(process: _journal.Process, executable: str) -> None:
-    """Have a tracker for this process's tree."""
+def ensure(process: _journal.Process, executable: str | None) -> None:
+    """Have a tracker for this process's tree.
+
+    None where there is no interpreter to run it: the program of a frozen application is that application.
+    """
+    if not executable or getattr(sys, "frozen", False):
+        return
     if _ext._is_locked(process.tracker_lock):
         return
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -48,24 +57,42 @@ class Tracker:
     def __init__(self, directory: str, token: str) -> None:
         self._directory = directory
         self._token = token
-        self._root = _open_root(token)
+        self._root_lives = _journal.root_lives(token)
+        self._root = self._open_root() if self._root_lives else None
         self._proxy: _ext.Journal | None = None
-        self._events = _watch(directory)
-        if self._root is not None:
-            self._hold_proxy()
+        self._events: int | None = None
 
     def run(self) -> None:
-        pause = SHORTEST
+        happened, pause = True, SHORTEST
         while True:
+            self._settle_in()
             owed = self._sweep()
-            if self._root is None and not self._has_files():
+            if not (self._root_lives or owed or self._lives_on()):
                 break
-            # Nobody reports that a lease ends, or a doorbell that is missing; all else is waited for in peace.
-            in_peace = self._root is not None and self._events is not None and not owed
-            pause = SHORTEST if self._wait(None if in_peace else pause) else min(pause * 1.5, LONGEST)
-        for role in ("proxy", "tracker"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self._directory}/{self._token}.{role}")
+            # Nobody reports that a lease ends, or a doorbell that is missing; all else is waited for in peace. After a
+            # death there is one more look, for the report may come before the lock is released.
+            in_peace = not (owed or happened) and None not in (self._root, self._events, self._proxy)
+            happened = self._wait(None if in_peace else pause)
+            pause = SHORTEST if happened else min(pause * 1.5, LONGEST)
+        _reaper.remove_if_dead(self._path("proxy"))
+        if os.fstat(LOCK).st_nlink:  # else the path leads to that of another one
+            os.unlink(self._path("tracker"))
+
+    def _path(self, role: str) -> str:
+        return f"{self._directory}/{self._token}.{role}"
+
+    def _settle_in(self) -> None:
+        """Have a doorbell and, as long as the root lives, a proxy; what fails now is tried again later."""
+        if self._events is None:
+            with contextlib.suppress(OSError):  # fs.inotify.max_user_instances; the directory was wiped
+                self._events = _ext._watch(self._directory)
+        if self._proxy is None and self._root_lives:
+            with contextlib.suppress(OSError):  # no room left; somebody looks at it just now
+                try:
+                    self._proxy = _ext.Journal(self._path("proxy"), 1)
+                except FileExistsError:  # of a tracker that was killed
+                    _reaper.remove_if_dead(self._path("proxy"))
+                    self._proxy = _ext.Journal(self._path("proxy"), 1)
 
     def _sweep(self) -> bool:
         """Is there something left of this tree's dead that somebody still uses?"""
@@ -74,24 +101,31 @@ class Tracker:
         except OSError:  # no descriptor or memory left in the system, or the directory is being wiped: later
             return True
 
-    def _hold_proxy(self) -> None:
-        path = f"{self._directory}/{self._token}.proxy"
-        while self._proxy is None:
-            try:
-                self._proxy = _ext.Journal(path, 1)
-            except FileExistsError:  # of a tracker that was killed
-                _reaper.remove_if_dead(path)
-            except BlockingIOError:
-                time.sleep(0.001)
-
-    def _has_files(self) -> bool:
-        """Is there still a journal of this tree to wait for?"""
+    def _lives_on(self) -> bool:
+        """Is there still a process of this tree that owns something?"""
         try:
             names = os.listdir(self._directory)
         except FileNotFoundError:
             return False
         matches = filter(None, map(_journal.TOKEN_FILE.fullmatch, names))
-        return any(match["token"] == self._token and match["role"] not in ("proxy", "tracker") for match in matches)
+        journals = [match[0] for match in matches if match["token"] == self._token and match["role"][0] in "rj"]
+        try:
+            return any(_ext._is_locked(f"{self._directory}/{name}") for name in journals)
+        except OSError:
+            return True
+
+    # ---- waiting ----
+
+    def _open_root(self) -> int | None:
+        """A descriptor that tells when the root dies; None where there is none, and one has to look."""
+        try:
+            descriptor = _ext._pidfd_open(int(self._token.split("-")[0]))
+        except OSError:  # an old kernel or a filter of system calls
+            return None
+        if not _journal.root_lives(self._token):  # the pid may have been another's by then
+            os.close(descriptor)
+            return None
+        return descriptor
 
     def _wait(self, timeout: float | None) -> bool:
         """Sleep until something has happened that has to do with this tree; False if nothing did in time."""
@@ -108,36 +142,33 @@ class Tracker:
         descriptors = [descriptor for descriptor in (self._events, self._root) if descriptor is not None]
         ready = select.select(descriptors, [], [], timeout)[0]
         happened = self._events in ready and self._read_events()
-        if self._root is not None and self._root in ready:
-            os.close(self._root)
-            self._root = None
-            if self._proxy is not None:
-                self._proxy.close()
-                self._proxy = None
-            happened = True
+        if self._root_lives and (self._root in ready or self._root is None):
+            self._root_lives = self._root is None and _journal.root_lives(self._token)
+            if not self._root_lives:
+                self._forget_root()
+                happened = True
         return happened
 
+    def _forget_root(self) -> None:
+        if self._root is not None:
+            os.close(self._root)
+            self._root = None
+        if self._proxy is not None:
+            self._proxy.close()
+            self._proxy = None
+
     def _read_events(self) -> bool:
+        """Did one have to do with this tree? See inotify(7)."""
         assert self._events is not None
         data = os.read(self._events, 1 << 16)
-        return self._token.encode() in data or OVERFLOW in data
-
-
-def _open_root(token: str) -> int | None:
-    """A descriptor that tells when the root dies; None if it is dead."""
-    pid = int(token.split("-")[0])
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        return None
-    if not _journal.root_lives(token):  # the pid is another's by now
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _watch(directory: str) -> int | None:
-    try:
-        return _ext._watch(directory)
-    except OSError:  # fs.inotify.max_user_instances; then by looking now and then
-        return None
+        happened = self._token.encode() in data
+        offset = 0
+        while offset < len(data):
+            _, mask, _, length = EVENT.unpack_from(data, offset)
+            offset += EVENT.size + length
+            happened = happened or bool(mask & OVERFLOW)  # others were lost
+            if mask & IGNORED:  # the directory was removed
+                os.close(self._events)
+                self._events = None
+                return True
+        return happened

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import posix_ipc
-from posix_ipc import _helper, _journal, _reaper, _tracker
+from posix_ipc import _ext, _helper, _journal, _reaper, _tracker
 from posix_ipc._reaper import Removed
 
 if TYPE_CHECKING:
@@ -62,9 +62,18 @@ class _Tracked:
         return bool(self._owned)  # type: ignore[attr-defined]
 
     def take_ownership(self) -> None:
-        """Make this process the owner: the object stays when the process that created it ends."""
-        if not self.owned:
-            self._write_record(own=True)
+        """Make this process the owner, and nobody else: the object stays when the process that created it ends.
+
+        Raises ExistentialError if the object is gone.
+        """
+        if self.owned:
+            return
+        process = self._write_record(own=True)
+        if not self._is_there():
+            self._forget()  # type: ignore[attr-defined]
+            raise _gone(self)
+        own = [os.fsdecode(journal.path) for journal in process.journals]
+        _reaper.disown(self._identity, except_in=own)  # type: ignore[attr-defined]
 
     def unlink(self) -> None:
         """Remove the name, if it still leads to this object. Final everywhere in the tree, and silent if it was done.
@@ -74,7 +83,7 @@ class _Tracked:
         self._unlink()  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by name, and have the object kept for whoever loads it, at least as long as the root lives."""
+        """Pickle by name, and have the object kept for whoever loads it, at least as long as this tree's root lives."""
         reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]
         if not self._share():  # type: ignore[attr-defined]
             self._write_record(own=False)
@@ -83,7 +92,16 @@ class _Tracked:
     def __repr__(self) -> str:
         return super().__repr__().replace("posix_ipc.", "posix_ipc.mp_integration.", 1)
 
-    def _write_record(self, own: bool) -> None:
+    def _is_there(self) -> bool:
+        """Does its name still lead to it?"""
+        entry = _journal.Entry(_journal.OWNED, _KIND_NAMES[self._kind], False, self._identity, self._encoded())  # type: ignore[attr-defined]
+        return _journal.leads_to(entry)
+
+    def _encoded(self) -> bytes:
+        name: str | bytes = self.name  # type: ignore[attr-defined]
+        return os.fsencode(name)
+
+    def _write_record(self, own: bool) -> _journal.Process:
         process = _prepare()
         while True:
             journals = list(process.journals)
@@ -91,7 +109,8 @@ class _Tracked:
                 break
             _add_journal(process, full=len(journals))
         if own:
-            _owned.add(self)
+            _owned[id(self)] = self
+        return process
 
     def _open(
         self, name: str | bytes | None, flags: int | None, mode: int, create: tuple[Any, ...], attach: Any
@@ -123,7 +142,7 @@ class _Tracked:
             journals = list(process.journals)
             for journal in reversed(journals):
                 if self._create(journal, name, mode, *arguments):  # type: ignore[attr-defined]
-                    _owned.add(self)
+                    _owned[id(self)] = self
                     return
             _add_journal(process, full=len(journals))
 
@@ -243,6 +262,9 @@ class MessageQueue(_Scoped, posix_ipc.MessageQueue):
         create = (max_messages, max_message_size, read, write, block)
         self._open(name, flags, mode, create, (read, write, block))
 
+    def _is_there(self) -> bool:
+        return self.mqd >= 0 and _ext._facts(self.mqd)[5] > 0
+
     @classmethod
     def create(
         cls,
@@ -330,11 +352,12 @@ def untrack(handle: Semaphore | SharedMemory | MessageQueue) -> Any:
         raise TypeError(f"not a tracked handle: {handle!r}")
     if not handle.owned:
         raise ValueError(f"{handle!r} is not owned by this process")
+    if not handle._is_there():
+        raise _gone(handle)
     plain_reduce: Any = handle._plain.__reduce__
     rebuild, (_, name, identity, mode, options, *_), *_ = plain_reduce(handle)
     plain = rebuild(handle._plain, name, identity, mode, options & ~_TRACKED)
-    handle._forget()
-    _owned.discard(handle)
+    _reaper.disown(handle._identity)
     return plain
 
 
@@ -376,8 +399,17 @@ _TRACKED = 16
 """The option of a pickle that makes a handle a leased one; OPTION_TRACKED of ext.h."""
 _CONFIG_KEY = "posix_ipc_token"
 
-_owned: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The handles whose leases must go before this process can remove, at its end, what it owns."""
+_KIND_NAMES = ("semaphore", "shared_memory", "message_queue")
+
+_owned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""The handles whose leases must go before this process can remove, at its end, what it owns. By id(), since a subclass
+may say for itself what equals what."""
+
+
+def _gone(handle: Any) -> posix_ipc.ExistentialError:
+    error = posix_ipc.ExistentialError(f"{handle!r} has lost its name: it was unlinked")
+    error.errno, error.name = errno.ENOENT, handle.name
+    return error
 
 
 def _given(name: str | bytes) -> str | bytes:
@@ -442,12 +474,22 @@ def _prepare() -> _journal.Process:
         return ready
     with _preparing:
         process = _journal.current(token)
-        process.open_journals()
+        _open_journals(process)
         if not process.tree_lives():
             process.move_to_tree(_journal.token_of(os.getpid()))  # daemonised: its root is dead
             multiprocessing.current_process()._config[_CONFIG_KEY] = process.token  # type: ignore[attr-defined]
         _tracker.ensure(process, multiprocessing.spawn.get_executable())
         return process
+
+
+def _open_journals(process: _journal.Process) -> None:
+    try:
+        process.open_journals()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        reap()  # it may be what the dead have left that fills the file system
+        process.open_journals()
 
 
 def _add_journal(process: _journal.Process, full: int) -> None:
@@ -457,16 +499,21 @@ def _add_journal(process: _journal.Process, full: int) -> None:
 
 def _clean_up_at_exit() -> None:
     """Remove what this process owns and nobody uses, as far as that is possible at once; the tracker does the rest."""
-    process = _journal.existing()
-    if process is None:
+    processes = _journal.existing()
+    if not processes:
         return
     with contextlib.suppress(RuntimeError):  # a daemon thread still creates; what it makes is the tracker's
-        for handle in list(_owned):
+        for handle in list(_owned.values()):
             with contextlib.suppress(Exception):
                 handle.close()
-    process.close_journals()
+    ending = [process.token for process in processes if process.holds_root()]
+    for process in processes:
+        process.close_journals()
+    lines: list[str] = []
     with contextlib.suppress(OSError):
-        _reaper.reap(_logger.info, wait=False, ending=[process.token] if process.is_root else [])
+        _reaper.reap(lines.append, wait=False, ending=ending)
+    for line in lines:  # not in the midst of it: nobody knows how long a handler takes
+        _logger.info(line)
 
 
 def _register_exit(_: object = None) -> None:

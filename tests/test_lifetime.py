@@ -237,8 +237,7 @@ def test_g12_journals_are_closed_while_threads_create():
         "threads = [threading.Thread(target=create) for _ in range(2)]\n"
         "for each in threads: each.start()\n"
         "for _ in range(300):\n"
-        "    process = _journal.existing()\n"
-        "    if process: process.close_journals()\n"
+        "    for process in _journal.existing(): process.close_journals()\n"
         "done.set()\n"
         "for each in threads: each.join()\n"
     )

@@ -157,10 +157,10 @@ def held():
 
 
 def recorded():
-    process = _journal.existing()
-    if process is None:
+    processes = _journal.existing()
+    if not processes:
         return []
-    with open(process.journals[0].path, "rb") as file:
+    with open(processes[0].journals[0].path, "rb") as file:
         return _journal.read(file.fileno()).entries
 
 

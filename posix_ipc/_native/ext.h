@@ -209,9 +209,11 @@ bool journal_is_ours(JournalObject *journal);
 int journal_add(JournalObject *journal, SlotState state, Kind kind, const char *name, const Identity *identity,
                 bool shared);
 void journal_confirm(JournalObject *journal, int index, const Identity *identity); /* from intent to owned */
-void journal_share(JournalObject *journal, int index);
-void journal_remove(JournalObject *journal, int index);
-SlotState journal_state(JournalObject *journal, int index);
+/* The others do nothing if the slot speaks of another object by now. */
+void journal_share(JournalObject *journal, int index, const Identity *identity);
+bool journal_remove(JournalObject *journal, int index, const Identity *identity);
+SlotState journal_state(JournalObject *journal, int index, const Identity *identity);
+PyObject *journal_strike(PyObject *module, PyObject *args);
 
 /* ---- lease.c: tracked handles ---- */
 
@@ -219,6 +221,7 @@ SlotState journal_state(JournalObject *journal, int index);
 typedef struct {
     JournalObject *journal; /* a reference */
     int index;
+    Identity identity; /* of what the slot speaks, unknown while it is an intent */
 } Record;
 
 /* What makes a handle a tracked one. */
@@ -235,7 +238,8 @@ int lease_lock(int descriptor);  /* a shared flock; EBUSY: another program keeps
 /* The name as it is recorded: for files any number of slashes at its beginning is the same as one. */
 const char *record_name(const char *name);
 int record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity);
-void record_remove(Record *record); /* the slot, not the reference */
+void record_confirm(Record *record, const Identity *identity); /* from intent to owned */
+void record_remove(Record *record);                            /* the slot, not the reference */
 
 /* ---- handle.c: the head that the three types share, and the pin ---- */
 
@@ -336,7 +340,9 @@ typedef struct {
     char temporary[SHM_PATH_SIZE]; /* empty where the kernel can make a file without a name */
 } ShmFile;
 
-/* All return 0, or -1 with errno. */
+/* Every page up to the size, so that a full file system is an error here, not a SIGBUS. 0 or an errno. */
+int shm_file_allocate(int descriptor, off_t size);
+/* The others return 0, or -1 with errno. */
 int shm_file_begin(ShmFile *file, mode_t mode);
 int shm_file_publish(ShmFile *file, const char *path);
 /* Closes; what was not published is gone. Keeps errno. */
@@ -345,6 +351,12 @@ void shm_file_end(ShmFile *file);
 void shm_file_keep(ShmFile *file);
 
 /* ---- semaphore_file.c: a named semaphore in memory ---- */
+
+#if defined(__GLIBC__)
+#define SEMAPHORE_FILE_PREFIX "sem."
+#else
+#define SEMAPHORE_FILE_PREFIX "" /* musl */
+#endif
 
 /* Return 0 or an errno. EILSEQ: the file is too short, or no file at all; touching it would be a SIGBUS. */
 typedef struct {
@@ -400,6 +412,7 @@ PyObject *system_facts_at(PyObject *module, PyObject *path);
 PyObject *system_is_locked(PyObject *module, PyObject *path);
 PyObject *system_rename_noreplace(PyObject *module, PyObject *args);
 PyObject *system_watch(PyObject *module, PyObject *path);
+PyObject *system_pidfd_open(PyObject *module, PyObject *pid);
 PyObject *system_start_tracker(PyObject *module, PyObject *args);
 
 /* ---- the types ---- */

@@ -50,6 +50,13 @@ typedef union {
 
 _Static_assert(sizeof(Slot) == 288 && sizeof(Header) == sizeof(Slot), "what _journal.py reads");
 
+/* A file that is locked and mapped. */
+typedef struct {
+    Header *memory;
+    uint64_t device;
+    uint64_t inode;
+} Held;
+
 struct JournalObject {
     PyObject_HEAD
     PyObject *path;           /* bytes */
@@ -101,7 +108,9 @@ open_locked(const char *path)
         if (descriptor < 0) {
             return -1;
         }
-        if (flock(descriptor, LOCK_EX | LOCK_NB) < 0 || fstat(descriptor, &status) < 0) {
+        /* Its mode whatever the umask: a journal that cannot be read would keep everything from being swept. */
+        if (flock(descriptor, LOCK_EX | LOCK_NB) < 0 || fstat(descriptor, &status) < 0 ||
+            fchmod(descriptor, 0600) < 0) {
             int error = errno;
             close(descriptor);
             errno = error;
@@ -121,19 +130,17 @@ open_locked(const char *path)
 
 /* Maps the file so that the mapping alone keeps it open and locked. 0 or an errno. */
 static int
-map_file(JournalObject *self, int descriptor, Header **mapped)
+map_file(int count, int descriptor, Held *held)
 {
     struct stat status;
-    size_t size = file_size(self->count);
-    int error = posix_fallocate(descriptor, 0, (off_t)size); /* a full file system says so here, not by SIGBUS */
+    size_t size = file_size(count);
+    int error = shm_file_allocate(descriptor, (off_t)size); /* a full file system says so here, not by SIGBUS */
     if (error != 0) {
         return error;
     }
     if (fstat(descriptor, &status) < 0) {
         return errno;
     }
-    self->device = (uint64_t)status.st_dev;
-    self->inode = (uint64_t)status.st_ino;
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
     if (memory == MAP_FAILED) {
         return errno;
@@ -143,26 +150,26 @@ map_file(JournalObject *self, int descriptor, Header **mapped)
         munmap(memory, size);
         return error;
     }
-    *mapped = memory;
+    *held = (Held){memory, (uint64_t)status.st_dev, (uint64_t)status.st_ino};
     return 0;
 }
 
 /* Holds a new file of this path and writes its header. 0 or an errno. */
 static int
-hold(JournalObject *self, const char *path, Header **mapped)
+hold(int count, const char *path, Held *held)
 {
     int descriptor = open_locked(path);
     if (descriptor < 0) {
         return errno;
     }
-    int error = map_file(self, descriptor, mapped);
+    int error = map_file(count, descriptor, held);
     if (error != 0) {
         unlink(path); /* ours: it is locked */
         close(descriptor);
         return error;
     }
     close(descriptor);
-    Header *header = *mapped;
+    Header *header = held->memory;
     header->version = VERSION;
     header->slot_size = sizeof(Slot);
     header->ipc_namespace = identity_ipc_namespace();
@@ -193,13 +200,17 @@ journal_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->path = path;
     self->count = count;
     self->ours = new_fork_flag();
-    int error = self->ours != NULL ? hold(self, PyBytes_AS_STRING(path), &self->memory) : errno;
+    Held held;
+    int error = self->ours != NULL ? hold(count, PyBytes_AS_STRING(path), &held) : errno;
     if (error != 0) {
         errno = error;
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
         Py_DECREF(self);
         return NULL;
     }
+    self->memory = held.memory;
+    self->device = held.device;
+    self->inode = held.inode;
     return (PyObject *)self;
 }
 
@@ -324,6 +335,24 @@ take_slot(JournalObject *self, Slot *slots, SlotState state, const Slot *record)
     return -1;
 }
 
+static bool
+is_of(const Slot *slot, const Identity *identity)
+{
+    return slot->device == identity->device && slot->inode == identity->inode && slot->born == identity->born;
+}
+
+/* One claim says all that several would. */
+static int
+find_claim(const JournalObject *self, const Slot *slots, const Identity *identity)
+{
+    for (int i = 0; i < self->count; i++) {
+        if (atomic_load(&slots[i].state) == SLOT_CLAIM && is_of(&slots[i], identity)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
 int
 journal_add(JournalObject *self, SlotState state, Kind kind, const char *name, const Identity *identity, bool shared)
 {
@@ -338,23 +367,34 @@ journal_add(JournalObject *self, SlotState state, Kind kind, const char *name, c
     if (slots == NULL) {
         return -1;
     }
-    int index = take_slot(self, slots, state, &record);
+    int index = state == SLOT_CLAIM ? find_claim(self, slots, identity) : -1;
+    if (index < 0) {
+        index = take_slot(self, slots, state, &record);
+    }
     leave(self);
     return index;
 }
 
-/* A slot that is known to be taken, until `leave`. */
+/* The slot of an object, until `leave`; NULL if it is no longer its: see journal_remove. */
 static Slot *
-enter_slot(JournalObject *self, int index)
+enter_slot(JournalObject *self, int index, const Identity *identity)
 {
     Slot *slots = index >= 0 && index < self->count ? enter(self) : NULL;
-    return slots != NULL ? &slots[index] : NULL;
+    if (slots == NULL) {
+        return NULL;
+    }
+    if (!is_of(&slots[index], identity)) {
+        leave(self);
+        return NULL;
+    }
+    return &slots[index];
 }
 
 void
 journal_confirm(JournalObject *self, int index, const Identity *identity)
 {
-    Slot *slot = enter_slot(self, index);
+    static const Identity unknown;
+    Slot *slot = enter_slot(self, index, &unknown);
     if (slot != NULL) {
         set_identity(slot, identity);
         atomic_store(&slot->state, SLOT_OWNED);
@@ -362,21 +402,85 @@ journal_confirm(JournalObject *self, int index, const Identity *identity)
     }
 }
 
-void
-journal_remove(JournalObject *self, int index)
+/* Frees a slot if it speaks of this object, whoever else may be about to free it and take it for another one. */
+static bool
+free_slot(Slot *slot, const Identity *identity)
 {
-    Slot *slot = enter_slot(self, index);
-    if (slot != NULL) {
-        atomic_store(&slot->state, SLOT_FREE);
-        atomic_store(&self->hint, index);
-        leave(self);
+    uint8_t state = atomic_load(&slot->state);
+    if (state == SLOT_FREE || state == STATE_WRITING ||
+        !atomic_compare_exchange_strong(&slot->state, &state, STATE_WRITING)) {
+        return false;
     }
+    bool freed = is_of(slot, identity); /* nobody can change it now */
+    atomic_store(&slot->state, freed ? (uint8_t)SLOT_FREE : state);
+    return freed;
+}
+
+bool
+journal_remove(JournalObject *self, int index, const Identity *identity)
+{
+    Slot *slot = enter_slot(self, index, identity);
+    if (slot == NULL) {
+        return false;
+    }
+    bool freed = free_slot(slot, identity);
+    if (freed) {
+        atomic_store(&self->hint, index);
+    }
+    leave(self);
+    return freed;
+}
+
+/* The same in the file of any process of this user. 0 or an errno. */
+static int
+strike(const char *path, int index, const Identity *identity, bool *struck)
+{
+    struct stat status;
+    size_t size = file_size(index + 1);
+    int descriptor = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor < 0) {
+        return errno;
+    }
+    void *memory = MAP_FAILED;
+    int error = fstat(descriptor, &status) < 0 ? errno : status.st_size < (off_t)size ? EINVAL : 0;
+    if (error == 0) {
+        memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+        error = memory == MAP_FAILED ? errno : 0;
+    }
+    close(descriptor);
+    if (error == 0) {
+        *struck = free_slot((Slot *)((Header *)memory + 1) + index, identity);
+        munmap(memory, size);
+    }
+    return error;
+}
+
+PyObject *
+journal_strike(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *path;
+    int index;
+    unsigned long long device, inode, born;
+    bool struck = false;
+    if (!PyArg_ParseTuple(args, "O&i(KKK):_strike", PyUnicode_FSConverter, &path, &index, &device, &inode, &born)) {
+        return NULL;
+    }
+    Identity identity = {.device = device, .inode = inode, .born = born};
+    int error = index >= 0 ? strike(PyBytes_AS_STRING(path), index, &identity, &struck) : EINVAL;
+    PyObject *result = PyBool_FromLong(struck);
+    if (error != 0) {
+        errno = error;
+        Py_DECREF(result);
+        result = PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+    }
+    Py_DECREF(path);
+    return result;
 }
 
 void
-journal_share(JournalObject *self, int index)
+journal_share(JournalObject *self, int index, const Identity *identity)
 {
-    Slot *slot = enter_slot(self, index);
+    Slot *slot = enter_slot(self, index, identity);
     if (slot != NULL) {
         slot->shared = 1;
         atomic_thread_fence(memory_order_seq_cst); /* before the pickle exists */
@@ -385,10 +489,10 @@ journal_share(JournalObject *self, int index)
 }
 
 SlotState
-journal_state(JournalObject *self, int index)
+journal_state(JournalObject *self, int index, const Identity *identity)
 {
     SlotState state = SLOT_FREE;
-    Slot *slot = enter_slot(self, index);
+    Slot *slot = enter_slot(self, index, identity);
     if (slot != NULL) {
         state = (SlotState)atomic_load(&slot->state);
         leave(self);
@@ -399,11 +503,20 @@ journal_state(JournalObject *self, int index)
 /* ---- methods ---- */
 
 static bool
-in_place(const JournalObject *self)
+in_place(JournalObject *self)
 {
     struct stat status;
-    return lstat(PyBytes_AS_STRING(self->path), &status) == 0 && (uint64_t)status.st_dev == self->device &&
-           (uint64_t)status.st_ino == self->inode;
+    PyObject *path;
+    uint64_t device, inode;
+    Py_BEGIN_CRITICAL_SECTION(self); /* another thread may be moving it */
+    path = Py_NewRef(self->path);
+    device = self->device;
+    inode = self->inode;
+    Py_END_CRITICAL_SECTION();
+    bool here = lstat(PyBytes_AS_STRING(path), &status) == 0 && (uint64_t)status.st_dev == device &&
+                (uint64_t)status.st_ino == inode;
+    Py_DECREF(path);
+    return here;
 }
 
 PyDoc_STRVAR(in_place_doc,
@@ -414,6 +527,22 @@ static PyObject *
 journal_in_place(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     return PyBool_FromLong(in_place((JournalObject *)op));
+}
+
+PyDoc_STRVAR(free_doc,
+"free($self, slot, identity, /)\n--\n\n"
+"Take back what a slot says of an object that is gone, unless it speaks of another one by now.");
+
+static PyObject *
+journal_free(PyObject *op, PyObject *args)
+{
+    int index;
+    unsigned long long device, inode, born;
+    if (!PyArg_ParseTuple(args, "i(KKK):free", &index, &device, &inode, &born)) {
+        return NULL;
+    }
+    Identity identity = {.device = device, .inode = inode, .born = born};
+    return PyBool_FromLong(journal_remove((JournalObject *)op, index, &identity));
 }
 
 PyDoc_STRVAR(ready_doc,
@@ -444,24 +573,28 @@ static PyObject *
 journal_move_to(PyObject *op, PyObject *arg)
 {
     JournalObject *self = (JournalObject *)op;
-    PyObject *path;
-    Header *fresh;
+    PyObject *path, *old;
+    Held held;
     if (!PyUnicode_FSConverter(arg, &path)) {
         return NULL;
     }
-    int error = journal_is_ours(self) ? hold(self, PyBytes_AS_STRING(path), &fresh) : EBADF;
+    int error = journal_is_ours(self) ? hold(self->count, PyBytes_AS_STRING(path), &held) : EBADF;
     if (error != 0) {
         errno = error;
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, arg);
         Py_DECREF(path);
         return NULL;
     }
-    replace_memory(self, fresh);
-    if (strcmp(PyBytes_AS_STRING(self->path), PyBytes_AS_STRING(path)) != 0) { /* else it is the new one by now */
-        unlink(PyBytes_AS_STRING(self->path)); /* that it is gone already is why we are here, or none too bad */
-    }
-    PyObject *old = self->path;
+    replace_memory(self, held.memory);
+    Py_BEGIN_CRITICAL_SECTION(self);
+    old = self->path;
     self->path = path;
+    self->device = held.device;
+    self->inode = held.inode;
+    Py_END_CRITICAL_SECTION();
+    if (strcmp(PyBytes_AS_STRING(old), PyBytes_AS_STRING(path)) != 0) { /* else it is the new one by now */
+        unlink(PyBytes_AS_STRING(old)); /* that it is gone already is why we are here, or none too bad */
+    }
     Py_DECREF(old);
     Py_RETURN_NONE;
 }
@@ -489,7 +622,11 @@ journal_get_ours(PyObject *op, void *Py_UNUSED(closure))
 static PyObject *
 journal_get_path(PyObject *op, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(((JournalObject *)op)->path);
+    PyObject *path;
+    Py_BEGIN_CRITICAL_SECTION(op);
+    path = Py_NewRef(((JournalObject *)op)->path);
+    Py_END_CRITICAL_SECTION();
+    return path;
 }
 
 PyDoc_STRVAR(journal_doc,
@@ -501,6 +638,7 @@ static PyMethodDef journal_methods[] = {
     {"in_place", journal_in_place, METH_NOARGS, in_place_doc},
     {"ready", journal_ready, METH_O, ready_doc},
     {"move_to", journal_move_to, METH_O, move_to_doc},
+    {"free", journal_free, METH_VARARGS, free_doc},
     {"close", journal_close, METH_NOARGS, close_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -47,15 +47,23 @@ record_add(Record *record, SlotState state, Kind kind, const char *name, const I
     if (strlen(name) > NAME_MAX + 1) {
         return ENAMETOOLONG;
     }
+    record->identity = *identity;
     record->index = journal_add(record->journal, state, kind, name, identity, state == SLOT_CLAIM);
     return record->index < 0 ? NO_SLOT : 0;
+}
+
+void
+record_confirm(Record *record, const Identity *identity)
+{
+    journal_confirm(record->journal, record->index, identity);
+    record->identity = *identity;
 }
 
 void
 record_remove(Record *record)
 {
     if (record->journal != NULL && record->index >= 0) {
-        journal_remove(record->journal, record->index);
+        journal_remove(record->journal, record->index, &record->identity);
         record->index = -1;
     }
 }

@@ -90,6 +90,7 @@ open_queue(OpenRequest *request)
     }
     if (error != 0) {
         mq_close(request->descriptor);
+        request->descriptor = -1;
     }
     return error;
 }
@@ -986,16 +987,33 @@ create_recorded(OpenRequest *request, Record *record)
         return error;
     }
     request->mode = mode | S_ISVTX;
-    error = open_queue(request);
+    do {
+        error = open_queue(request);
+        if (error != 0) {
+            break;
+        }
+        request->failed = "flock";
+        error = lease_lock(request->descriptor);
+        if (error == 0 && identity_facts(request->descriptor, &request->facts) < 0) {
+            error = errno;
+        }
+        if (error == 0 && request->facts.links == 0) { /* a sweep took it for what a dead process had begun */
+            mq_close(request->descriptor);
+            request->descriptor = -1;
+            error = ESTALE;
+        }
+    } while (error == ESTALE);
     request->mode = mode;
-    if (error != 0) {
+    if (error != 0 && request->descriptor < 0) {
         record_remove(record);
         return error;
     }
-    request->failed = "flock";
-    error = lease_lock(request->descriptor);
+    if (error == 0 && !(request->facts.mode & S_IRUSR)) { /* by the umask: nobody could clean it up */
+        request->failed = "umask";
+        error = EACCES;
+    }
     if (error == 0) {
-        journal_confirm(record->journal, record->index, &request->facts.identity);
+        record_confirm(record, &request->facts.identity);
         request->failed = "fchmod";
         if (fchmod(request->descriptor, request->facts.mode & 0777) < 0) { /* as the umask left it */
             error = errno;

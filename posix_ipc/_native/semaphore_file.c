@@ -16,12 +16,6 @@
 
 #if MAP_SEMAPHORE_FILES
 
-#if defined(__GLIBC__)
-#define FILE_PREFIX "sem."
-#else
-#define FILE_PREFIX "" /* musl */
-#endif
-
 /* 0, or the errno of sem_open(3) for such a name. */
 int
 semaphore_file_path(const char *name, char path[SHM_PATH_SIZE])
@@ -32,10 +26,10 @@ semaphore_file_path(const char *name, char path[SHM_PATH_SIZE])
     if (*name == '\0' || strchr(name, '/') != NULL) {
         return EINVAL;
     }
-    if (strlen(name) + strlen(FILE_PREFIX) > NAME_MAX) {
+    if (strlen(name) + strlen(SEMAPHORE_FILE_PREFIX) > NAME_MAX) {
         return ENAMETOOLONG;
     }
-    snprintf(path, SHM_PATH_SIZE, SHM_DIRECTORY FILE_PREFIX "%s", name);
+    snprintf(path, SHM_PATH_SIZE, SHM_DIRECTORY SEMAPHORE_FILE_PREFIX "%s", name);
     return 0;
 }
 
@@ -132,6 +126,10 @@ semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemap
     }
     else if (identity_facts(file.descriptor, &facts) < 0) {
         error = errno;
+    }
+    else if (record != NULL && !(facts.mode & S_IRUSR)) { /* by the umask: nobody could clean it up */
+        opened->failed = "umask";
+        error = EACCES;
     }
     else {
         error = record != NULL ? lease_lock(file.descriptor) : 0;

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -227,16 +226,11 @@ open_or_create(OpenRequest *request)
 static int
 reserve(OpenRequest *request)
 {
-    sigset_t all, before;
     if (!request->reserve) {
         return 0;
     }
     request->failed = "posix_fallocate";
-    sigfillset(&all); /* a signal would undo what is allocated so far, and a periodic one would do so for ever */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = posix_fallocate(request->descriptor, 0, (off_t)request->size);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return error;
+    return shm_file_allocate(request->descriptor, (off_t)request->size);
 }
 
 static int
@@ -616,6 +610,10 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
     if (error == 0 && identity_facts(file.descriptor, facts) < 0) {
         request->failed = "fstat";
         error = errno;
+    }
+    if (error == 0 && !(facts->mode & S_IRUSR)) { /* by the umask: nobody could clean it up */
+        request->failed = "umask";
+        error = EACCES;
     }
     if (error == 0) {
         error = record_add(&tracking->record, SLOT_OWNED, KIND_SHARED_MEMORY, request->name, &facts->identity);

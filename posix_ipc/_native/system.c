@@ -116,6 +116,24 @@ system_watch(PyObject *Py_UNUSED(module), PyObject *arg)
     return PyLong_FromLong(descriptor);
 }
 
+/* A descriptor that can be read from when the process ends. os.pidfd_open is not in every Python. */
+PyObject *
+system_pidfd_open(PyObject *Py_UNUSED(module), PyObject *arg)
+{
+#if defined(SYS_pidfd_open)
+    long pid = PyLong_AsLong(arg);
+    if (pid == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    int descriptor = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+    return descriptor < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(descriptor);
+#else
+    (void)arg;
+    errno = ENOSYS;
+    return PyErr_SetFromErrno(PyExc_OSError);
+#endif
+}
+
 /* ---- starting the tracker ---- */
 
 /* Everything that the children need, made before the fork: they may only make system calls, because another thread may
@@ -149,6 +167,21 @@ close_others(int keep, int limit)
 
 #define LOCK_DESCRIPTOR 3 /* where the tracker finds its lock */
 
+#define TRIES 10 /* ms: others who only look lock it for microseconds */
+
+static int
+lock_exclusively(int descriptor)
+{
+    const struct timespec pause = {0, 1000000};
+    for (int tries = 0; tries < TRIES; tries++) {
+        if (flock(descriptor, LOCK_EX | LOCK_NB) == 0) {
+            return 0;
+        }
+        (void)nanosleep(&pause, NULL);
+    }
+    return -1;
+}
+
 static void
 become_tracker(const Start *start)
 {
@@ -161,7 +194,8 @@ become_tracker(const Start *start)
     usual.sa_handler = SIG_DFL;
     int lock = open(start->lock, O_CREAT | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600);
     struct stat status;
-    if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0 || fstat(lock, &status) < 0 || status.st_nlink == 0) {
+    if (lock < 0 || lock_exclusively(lock) < 0 || fstat(lock, &status) < 0 || status.st_nlink == 0 ||
+        fchmod(lock, 0600) < 0) {
         return; /* another one is there, or was swept away this instant: the next creation looks again */
     }
     if (setsid() < 0) {

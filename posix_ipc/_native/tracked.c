@@ -27,7 +27,7 @@ const char tracked_share_doc[] =
 "_share($self, /)\n--\n\n"
 "Before this handle is pickled: is it written down that somebody else may be about to open the object?\n\n"
 "False: it cannot be, because this process has no record of it; make a claim. A handle that came from a pickle needs\n"
-"none: what it came from has one.";
+"none within its tree: as long as the root lives, what it came from is kept.";
 
 PyObject *
 tracked_share(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -37,8 +37,9 @@ tracked_share(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_BEGIN_CRITICAL_SECTION(self);
     Tracking *tracking = &self->tracking;
     done = tracking->from_pickle;
-    if (tracking->record.journal != NULL && journal_state(tracking->record.journal, tracking->record.index) != SLOT_FREE) {
-        journal_share(tracking->record.journal, tracking->record.index);
+    const Record *record = &tracking->record;
+    if (record->journal != NULL && journal_state(record->journal, record->index, &record->identity) != SLOT_FREE) {
+        journal_share(record->journal, record->index, &record->identity);
         done = true;
     }
     Py_END_CRITICAL_SECTION();
@@ -66,6 +67,7 @@ tracked_record(PyObject *op, PyObject *args)
         error = EBADF;
     }
     else {
+        record.identity = self->identity;
         record.index = journal_add(record.journal, own ? SLOT_OWNED : SLOT_CLAIM, (Kind)kind,
                                    record_name(PyBytes_AS_STRING(self->encoded)), &self->identity,
                                    !own || self->tracking.from_pickle);
@@ -108,7 +110,7 @@ tracked_get_owned(PyObject *op, void *Py_UNUSED(closure))
     bool owned;
     Py_BEGIN_CRITICAL_SECTION(self);
     const Record *record = &self->tracking.record;
-    owned = record->journal != NULL && journal_state(record->journal, record->index) == SLOT_OWNED;
+    owned = record->journal != NULL && journal_state(record->journal, record->index, &record->identity) == SLOT_OWNED;
     Py_END_CRITICAL_SECTION();
     return PyBool_FromLong(owned);
 }

@@ -1,0 +1,136 @@
+"""P7, P11 and P14: what tracking costs a pool, how fast orphans are reaped, and what a waiting tracker takes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.pool
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from posix_ipc import _reaper
+from posix_ipc.mp_integration import Semaphore, SharedMemory
+
+ROOT = Path(__file__).parent.parent
+
+# ---- P7 ----
+
+TASKS, ROUNDS = 2000, 5
+
+
+def nothing(task: object) -> None:
+    """What a worker does with a task: its arguments have been unpickled, and attached to, by then."""
+
+
+def p7_pool() -> None:
+    """Pool.map, chunksize=1, of 10,000 small tasks that each carry a tracked segment and semaphore"""
+    for method in ("fork", "spawn"):
+        with (
+            SharedMemory(size=4096) as segment,
+            multiprocessing.get_context(method).Pool(2) as pool,
+        ):
+            semaphore = Semaphore(initial_value=1)
+            tasks = {"ours": (segment, semaphore), "strings": (segment.name, semaphore.name)}
+            took: dict[str, list[float]] = {what: [] for what in tasks}
+            for _ in range(ROUNDS):
+                for what, task in tasks.items():
+                    took[what].append(_map(pool, task))
+            semaphore.unlink()
+            semaphore.close()
+        ours, strings = (statistics.median(each) / TASKS * 1e6 for each in took.values())
+        print(f"   {method:6} {ours:6.1f} us per task, two short strings {strings:6.1f} us: {ours / strings:.2f} of it")
+
+
+def _map(pool: multiprocessing.pool.Pool, task: object) -> float:
+    started = time.perf_counter()
+    pool.map(nothing, [task] * TASKS, chunksize=1)
+    return time.perf_counter() - started
+
+
+# ---- P11 and P14: trees that are ended by force, in namespaces of their own ----
+
+
+def run_apart(what: str) -> None:
+    """Run a part of this file with a private /dev/shm and private queues, where no other tracker sees what it makes."""
+    private = ["unshare", "-mi", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$0" "$@"']
+    subprocess.run([*private, sys.executable, "-m", "benchmarks.tracking", what], check=True, cwd=ROOT)
+
+
+def p11_reap() -> None:
+    """reap 10,000 orphans"""
+    run_apart("reap")
+
+
+def p14_tracker() -> None:
+    """the tracker while nothing is owed"""
+    run_apart("tracker")
+
+
+@contextlib.contextmanager
+def tree(objects: int) -> Iterator[tuple[psutil.Popen, psutil.Process]]:
+    """A process that owns so many tracked objects, and its tracker."""
+    code = (
+        "import sys\n"
+        "from posix_ipc.mp_integration import Semaphore, SharedMemory\n"
+        "made = [kind(*arguments) for _ in range(int(sys.argv[1]) // 2)"
+        " for kind, arguments in ((Semaphore, ()), (SharedMemory, (None, None, 0o600, 64)))]\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", f"import resource; resource.setrlimit({RESOURCE})\n{code}", str(objects)]
+    with psutil.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as root:
+        root.stdout.readline()
+        yield root, _tracker_of(root.pid)
+
+
+RESOURCE = "resource.RLIMIT_NOFILE, (20000, 20000)"
+
+
+def _tracker_of(root: int) -> psutil.Process:
+    while True:
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or []
+            if "tracker" in command and command[-1].startswith(f"{root}-"):
+                return process
+        time.sleep(0.01)
+
+
+def reap_orphans() -> None:
+    for objects in (2500, 5000, 10000):
+        samples = []
+        for _ in range(3):
+            with tree(objects) as (root, tracker):
+                tracker.kill()
+                root.kill()
+                root.wait()
+            while tracker.is_running() and tracker.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.001)
+            started = time.perf_counter()
+            removed = len(_reaper.reap())
+            samples.append(time.perf_counter() - started)
+            assert removed == objects, removed
+        print(f"   {objects:6} orphans: {statistics.median(samples):.3f} s ({min(samples):.3f} to {max(samples):.3f})")
+
+
+def watch_tracker(seconds: float = 5) -> None:
+    with tree(100) as (root, tracker):
+        time.sleep(1)  # its start
+        before = tracker.cpu_times(), tracker.num_ctx_switches()
+        time.sleep(seconds)
+        after = tracker.cpu_times(), tracker.num_ctx_switches()
+        memory = tracker.memory_full_info()
+        used = after[0].user + after[0].system - before[0].user - before[0].system
+        switches = after[1].voluntary - before[1].voluntary
+        print(f"   {memory.rss / 1e6:.1f} MB resident, {memory.uss / 1e6:.1f} MB of it its own")
+        print(f"   in {seconds:.0f} s: {used:.3f} s of processor time, woken {switches} times")
+        root.kill()
+
+
+if __name__ == "__main__":
+    {"reap": reap_orphans, "tracker": watch_tracker}[sys.argv[1]]()
