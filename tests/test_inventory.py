@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -37,7 +38,7 @@ from support import (
 )
 
 import posix_ipc
-from posix_ipc import _journal, _reaper
+from posix_ipc import _holders, _journal, _reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leak detection is for Linux")
 leaks = pytest.importorskip("posix_ipc.leaks")
@@ -175,6 +176,18 @@ def test_a_process_whose_first_thread_has_ended_holds_it(segment):
         wait_until_ready(child)
         wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
         assert child.pid in {holder.pid for holder in look(handle.name).holders}
+        assert not _holders._holds_nothing(child.pid)
+
+
+def test_a_zombie_and_a_thread_of_the_kernel_hold_nothing():
+    with subprocess.Popen(["true"]) as zombie:
+        wait_until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+        assert _holders._holds_nothing(zombie.pid)
+    assert _holders._holds_nothing(zombie.pid)  # gone
+    assert not _holders._holds_nothing(os.getpid())
+    for each in psutil.process_iter(["name", "ppid"]):
+        if each.info["name"] == "kthreadd" or each.info["ppid"] == 2:
+            assert _holders._holds_nothing(each.pid)
 
 
 # ---- what it is ----
@@ -208,7 +221,7 @@ def test_facts_of_a_semaphore_somebody_waits_on(semaphore):
     assert (found.kind, found.value, found.messages) == ("semaphore", 5, None)
     for _ in range(5):
         handle.acquire()
-    waiter = threading.Thread(target=handle.acquire)
+    waiter = threading.Thread(target=handle.acquire, daemon=True)
     waiter.start()
     wait_until(lambda: semaphore_waiters(handle.name))
     assert look(handle.name).value == 0  # the waiters are counted in the same word
@@ -333,11 +346,15 @@ def test_ages_that_make_no_sense(min_age):
 
 def test_a_notification_stays(queue):
     handle = queue()
-    told = threading.Event()
-    handle.request_notification((lambda _: told.set(), None))
-    assert look(handle.name).verdict == "live"
-    handle.send(b"x")
-    assert told.wait(30)
+    handle.request_notification(signal.SIGUSR1)
+    told = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: told.append(True))
+    try:
+        assert look(handle.name).verdict == "live"
+        handle.send(b"x")
+        wait_until(lambda: told)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_record_locks_stay(segment):
@@ -739,7 +756,7 @@ def look_while_all_comes_and_goes():
     view = posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8).buf
     with start_python(code):
         wait_until(lambda: len(leaks.inventory()) > 2)
-        for _ in range(10):
+        for _ in range(6):
             found = {each.name: each.verdict for each in leaks.inventory()}
             assert found["/pi-steady"] == found["/pi-plain"] == "live"
     view.release()
@@ -749,3 +766,24 @@ def look_while_all_comes_and_goes():
 @pytest.mark.slow
 def test_objects_and_processes_come_and_go():
     run_privately(look_while_all_comes_and_goes)
+
+
+def look_while_files_come_and_go():
+    code = (
+        "import os, sys\n"
+        "steady = os.open(f'/dev/shm/steady-{sys.argv[1]}', os.O_CREAT | os.O_RDWR)\n"
+        "os.dup2(steady, 900); os.close(steady)\n"  # it is looked at after those that come and go
+        "while True:\n"
+        "    held = [os.open(f'/dev/shm/{sys.argv[1]}{each}', os.O_CREAT | os.O_RDWR) for each in range(200)]\n"
+        "    for each, fd in enumerate(held): os.unlink(f'/dev/shm/{sys.argv[1]}{each}'); os.close(fd)\n"
+    )
+    with start_python(code, "a"), start_python(code, "b"):
+        wait_until(lambda: look("/steady-a") and look("/steady-b"))
+        for _ in range(40):
+            found = {each.name: each.verdict for each in leaks.inventory()}
+            assert found["/steady-a"] == found["/steady-b"] == "live"
+
+
+@pytest.mark.slow
+def test_files_and_descriptors_come_and_go():
+    run_privately(look_while_files_come_and_go)
