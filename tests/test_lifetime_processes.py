@@ -1,0 +1,518 @@
+"""How tracked objects end in unusual company: namespaces, daemons, forks in C, pools, managers, other programs (G12).
+
+A program is started for each test, says what it made, and is ended in some way.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from lifetime import (
+    BY_NAME,
+    OPTIONS,
+    die_after,
+    existing,
+    journal_files,
+    make,
+    run_privately,
+    trackers,
+    wait_until_gone,
+)
+from support import finish, run_python, start_python, wait_until
+
+from posix_ipc import _reaper
+
+pytestmark = pytest.mark.slow
+
+KINDS = list(OPTIONS)
+
+PRELUDE = """
+import ctypes, json, multiprocessing, os, pickle, signal, sys, threading, time
+
+def make():
+    from posix_ipc.mp_integration import MessageQueue, Semaphore, SharedMemory
+    return [Semaphore(initial_value=1), SharedMemory(size=64), MessageQueue(max_messages=1, max_message_size=8)]
+
+def tell(handles, **more):
+    objects = [(type(each).__name__, each.name) for each in handles]
+    print(json.dumps({"objects": objects, "pid": os.getpid(), **more}), flush=True)
+
+def wait():
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def program(code):
+    """A program that runs, and what it told; its objects are removed in the end."""
+    with start_python(PRELUDE + code) as process:
+        told = listen(process)
+        try:
+            yield process, told
+        finally:
+            for kind, name in told["objects"]:
+                BY_NAME[kind].remove(name)
+
+
+def listen(process):
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    told = json.loads(line)
+    told["objects"] = [tuple(each) for each in told["objects"]]
+    return told
+
+
+def end_well(process):
+    """Let it go on, to its end: with the status 0 and nothing to say about it."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.wait(30) == 0, process.stderr.read()
+    assert process.stderr.read() == ""
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+# ---- company of processes ----
+
+
+def test_g12_normal_end_is_silent_and_leaves_no_child():
+    with program("made = make(); tell(made); wait()") as (process, told):
+        assert psutil.Process(process.pid).children() == []  # nor a zombie: the tracker is nobody's child
+        end_well(process)
+        wait_until_gone(told["objects"])
+
+
+def test_g12_no_process_is_started_for_plain_objects():
+    code = """
+import posix_ipc
+names = [f"/plain-{os.getpid()}-{i}" for i in range(3)]
+made = [posix_ipc.Semaphore(names[0], posix_ipc.O_CREX), posix_ipc.SharedMemory(names[1], posix_ipc.O_CREX, size=8),
+        posix_ipc.MessageQueue(names[2], posix_ipc.O_CREX, max_messages=1, max_message_size=8)]
+tell(made); wait()
+for each in made: each.unlink()
+"""
+    with program(code) as (process, _):
+        assert psutil.Process(process.pid).children() == []
+        assert not journal_files(f"{process.pid}-*")  # a tracker would have its lock there
+        end_well(process)
+
+
+@pytest.mark.parametrize("created_before", [False, True])
+def test_g12_daemonised_root(created_before):
+    """It forks twice, its parents are gone, and then it creates: it is the root of a tree of its own."""
+    code = f"""
+import posix_ipc.mp_integration
+first = make() if {created_before} else []
+told, tell_end = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.read(told, 1)  # until its parents are gone
+        made = make()
+        tell(made + first)
+        wait()
+        os.kill(os.getpid(), 9)
+    os._exit(0)
+os.wait()
+os.close(told)
+os._exit(0)
+"""
+    code = code.replace("os.read(told, 1)", "os.close(tell_end); os.read(told, 1)")
+    with program(code) as (process, told):
+        process.wait(30)
+        _reaper.reap()
+        assert existing(told["objects"]) == told["objects"]
+        process.stdin.write("\n")
+        process.stdin.flush()
+        wait_until_gone(told["objects"])
+
+
+def test_g12_fork_in_c_without_the_hooks_of_python():
+    """The child has its own journal: its objects go with it, and its parent's stay."""
+    code = """
+ours = make()
+told, tell_end = os.pipe()
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    theirs = make()
+    os.write(tell_end, json.dumps([(type(each).__name__, each.name) for each in theirs]).encode())
+    signal.pause()
+tell(ours, child=pid, theirs=json.loads(os.read(told, 1000)))
+wait()
+"""
+    with program(code) as (process, told):
+        theirs = [tuple(each) for each in told["theirs"]]
+        assert existing(theirs) == theirs
+        kill(told["child"])
+        wait_until_gone(theirs)
+        assert existing(told["objects"]) == told["objects"]
+        kill(process.pid)
+        wait_until_gone(told["objects"])
+
+
+def test_g12_threads_that_create_while_others_fork():
+    code = """
+handles, stop = make(), threading.Event()
+def create():
+    while not stop.is_set():
+        for each in make(): each.unlink(); each.close()
+def fork():
+    for _ in range(20):
+        pid = os.fork()
+        if pid == 0:
+            make()
+            os._exit(0)
+        os.waitpid(pid, 0)
+threads = [threading.Thread(target=target) for target in (create, create, fork, fork)]
+for each in threads: each.start()
+for each in threads[2:]: each.join()
+stop.set()
+for each in threads: each.join()
+tell(handles)
+wait()
+"""
+    with program(code) as (process, told):
+        _reaper.reap()
+        assert existing(told["objects"]) == told["objects"]
+        end_well(process)
+        wait_until_gone(told["objects"])
+
+
+def test_g12_closerange():
+    """Descriptors are not what leases and journals hang on; those of queues are, and there the record protects."""
+    with program("made = make(); os.closerange(3, 1000); tell(made); wait()") as (process, told):
+        _reaper.reap()
+        assert existing(told["objects"]) == told["objects"]
+        assert run_python(
+            "import sys; from posix_ipc.mp_integration import *\n"
+            "for cls, name in zip((Semaphore, SharedMemory, MessageQueue), sys.argv[1:]): cls.attach(name)",
+            *[name for _, name in told["objects"]],
+        )
+        assert existing(told["objects"]) == told["objects"]
+        kill(process.pid)
+        wait_until_gone(told["objects"])
+
+
+def test_g2_a_subprocess_that_inherits_descriptors_keeps_nothing():
+    code = """
+import subprocess
+made = make()
+child = subprocess.Popen(["sleep", "100"], close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+tell(made, child=child.pid); wait()
+"""
+    with program(code) as (process, told):
+        try:
+            kill(process.pid)
+            wait_until_gone(told["objects"])
+            assert psutil.pid_exists(told["child"])
+        finally:
+            kill(told["child"])
+
+
+def test_g12_interpreter_ends_with_handles_everywhere():
+    code = """
+made = make()
+class Cycle:
+    def __init__(self): self.itself, self.handles = self, make()
+cycles = [Cycle() for _ in range(3)]
+import builtins
+builtins.kept = make()
+threading.Thread(target=signal.pause, args=(), daemon=True, name="holds").start()
+tell(made + builtins.kept + [handle for cycle in cycles for handle in cycle.handles]); wait()
+"""
+    with program(code) as (process, told):
+        end_well(process)
+        wait_until_gone(told["objects"])
+
+
+# ---- company of multiprocessing ----
+
+
+def test_g5_what_a_worker_shared_outlives_it_until_its_root_unpickles():
+    """The worker is gone, a sweep has passed, and the bytes still are in the pipe, or in the parent's hands."""
+    code = """
+from posix_ipc.mp_integration import reap
+def work(_):
+    handles = make()
+    return pickle.dumps(handles), [handle.name for handle in handles], os.getpid()
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2, maxtasksperchild=1) as pool:
+        results = pool.map(work, range(4), chunksize=1)
+    pool.join()
+    assert len({pid for _, _, pid in results}) == 4
+    removed = {each.name for each in reap()}
+    assert not removed & {name for _, names, _ in results for name in names}
+    queue = context.Queue()
+    child = context.Process(target=lambda: queue.put(make()))
+    child.start()
+    child.join()
+    reap()
+    handles = queue.get(timeout=30) + [handle for pickled, _, _ in results for handle in pickle.loads(pickled)]
+    handles[1].buf[:4] = b"used"
+    tell(handles); wait()
+    os.kill(os.getpid(), 9)
+"""
+    with program(code) as (process, told):
+        assert len(told["objects"]) == 15
+        assert existing(told["objects"]) == told["objects"]
+        process.stdin.write("\n")
+        process.stdin.flush()
+        wait_until_gone(told["objects"])
+
+
+def test_g5_root_that_imports_the_module_only_after_its_pool_was_made():
+    """Its workers create before it has a journal: the tracker says for it that it lives; without one, its pid does."""
+    code = """
+def work(_):
+    handles = make()
+    return pickle.dumps(handles), multiprocessing.current_process()._config["posix_ipc_token"]
+def end(_):
+    os.kill(os.getpid(), 9)
+if __name__ == "__main__":
+    pool = multiprocessing.get_context("fork").Pool(1)
+    assert not any(name.startswith("posix_ipc") for name in sys.modules)
+    pickled, token = pool.apply(work, (0,))
+    pool.apply_async(end, (0,))
+    print(json.dumps({"objects": [], "token": token}), flush=True)
+    wait()
+    handles = pickle.loads(pickled)
+    assert multiprocessing.current_process()._config["posix_ipc_token"] == token
+    tell(handles); wait()
+    os.kill(os.getpid(), 9)
+"""
+    with program(code) as (process, told):
+        token = told["token"]
+        wait_until(lambda: len(psutil.Process(process.pid).children()) == 1)  # the pool has replaced the worker
+        for tracker in trackers(token):
+            tracker.kill()
+        _reaper.reap()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        objects = listen(process)["objects"]
+        assert existing(objects) == objects
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.wait(30)
+        wait_until(lambda: are_swept(objects))
+
+
+def are_swept(objects):
+    _reaper.reap()
+    return not existing(objects)
+
+
+def test_g2_nested_children():
+    """A grandchild makes, its parents die before the root has received, and the root is killed."""
+    code = """
+def grandchild(pipe):
+    pipe.send(make())
+def child(pipe):
+    process = multiprocessing.Process(target=grandchild, args=(pipe,))
+    process.start()
+    process.join()
+    os.kill(os.getpid(), 9)
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    from posix_ipc.mp_integration import reap
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=child, args=(writer,))
+    process.start()
+    process.join()
+    reap()
+    handles = reader.recv()
+    tell(handles); wait()
+"""
+    with program(code) as (process, told):
+        assert existing(told["objects"]) == told["objects"]
+        kill(process.pid)
+        wait_until_gone(told["objects"])
+
+
+EXECUTORS = {
+    "concurrent.futures": "from concurrent.futures import ProcessPoolExecutor as Executor",
+    "loky": "from loky import ProcessPoolExecutor as Executor",
+}
+USE = """
+import lifetime_work as work
+if __name__ == "__main__":
+    made = make()
+    with Executor(2) as executor:
+        assert list(executor.map(work.use, [made] * 6)) == [1] * 6
+        theirs = executor.submit(work.give).result()
+    tell(made + theirs); wait()
+"""
+
+
+@pytest.mark.parametrize("end", [end_well, lambda process: kill(process.pid)], ids=["normal end", "SIGKILL"])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_g2_executors(executor, end):
+    pytest.importorskip(executor)
+    with program(EXECUTORS[executor] + USE) as (process, told):
+        assert existing(told["objects"]) == told["objects"]
+        end(process)
+        wait_until_gone(told["objects"])
+
+
+def test_g2_joblib():
+    pytest.importorskip("joblib")
+    code = """
+import joblib, lifetime_work as work
+made = make()
+assert joblib.Parallel(n_jobs=2)(joblib.delayed(work.use)(made) for _ in range(6)) == [1] * 6
+tell(made); wait()
+"""
+    with program(code) as (process, told):
+        end_well(process)
+        wait_until_gone(told["objects"])
+
+
+MANAGER = """
+if __name__ == "__main__":
+    made = make()
+    manager = multiprocessing.get_context("fork").Manager()
+    held = manager.dict(handles=made)
+    assert [each.name for each in held["handles"]] == [each.name for each in made]
+    tell(made, server=manager._process.pid); wait()
+"""
+
+
+def test_g1_manager():
+    """A server process holds handles, and ends with its root."""
+    with program(MANAGER) as (process, told):
+        end_well(process)
+        wait_until_gone(told["objects"])
+
+
+def test_g2_manager_that_outlives_its_root():
+    """Nobody tells it when its root is killed: what it leases lives as long as it does."""
+    with program(MANAGER) as (process, told):
+        kill(process.pid)
+        process.wait(30)
+        try:
+            _reaper.reap()
+            assert existing(told["objects"]) == told["objects"]
+        finally:
+            kill(told["server"])
+        wait_until_gone(told["objects"])
+
+
+# ---- other namespaces ----
+
+
+@functools.cache
+def other_pids(*options):
+    """A command that runs another one as the first process of a new PID namespace; None where that is barred."""
+    prefix = ["unshare", "-p", "-f", *options]
+    with contextlib.suppress(FileNotFoundError):
+        if subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+    return None
+
+
+@pytest.mark.parametrize("options", [[], ["--mount-proc"]], ids=["/proc of the other", "/proc of its own"])
+def test_g5_a_sweep_in_another_pid_namespace_touches_nothing_live(options):
+    """And what died there is reaped from here, though nobody there was left to do it."""
+    if other_pids(*options) is None:
+        pytest.skip("needs a PID namespace: root")
+    code = """
+from posix_ipc import _reaper
+for _ in range(20):
+    _reaper.reap()
+assert os.getpid() == 1
+made = make()
+tell(made)
+signal.pause()
+"""
+    with program("made = make(); closed = make(); [each.close() for each in closed]; tell(made + closed); wait()") as (
+        process,
+        told,
+    ):
+        command = [*other_pids(*options), "--kill-child", sys.executable, "-c", PRELUDE + code]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            theirs = [tuple(each) for each in json.loads(other.stdout.readline())["objects"]]
+            assert existing(told["objects"]) == told["objects"]
+            _reaper.reap()
+            assert existing(theirs) == theirs
+            other.kill()
+        wait_until(lambda: are_swept(theirs))
+        assert existing(told["objects"]) == told["objects"]
+        end_well(process)
+        wait_until_gone(told["objects"])
+
+
+def test_g12_python_as_pid_1_cleans_up_by_itself():
+    """At its end the kernel takes the tracker too, so nobody else can."""
+    if other_pids() is None:
+        pytest.skip("needs a PID namespace: root")
+    code = PRELUDE + "made = make()\nassert os.getpid() == 1\ntell(made)"
+    done = run_python(code, prefix=other_pids())
+    objects = [tuple(each) for each in json.loads(done.stdout)["objects"]]
+    assert not existing(objects)
+    assert done.stderr == ""
+
+
+# ---- other programs ----
+
+
+def take_a_name(kind):
+    """Somebody else has it by the time the dead are reaped: it is another object, and stays."""
+    die_after(make, kind, "/name")
+    BY_NAME[kind].remove("/name")
+    stranger = BY_NAME[kind].create("/name")
+    assert _reaper.reap() == []
+    assert existing([(kind, "/name")])
+    BY_NAME[kind].close_handle(stranger)
+    assert _reaper.reap() == []
+    assert existing([(kind, "/name")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_g6_a_name_taken_over_between_death_and_reaping(kind):
+    run_privately(take_a_name, kind)
+
+
+REAP = """
+from posix_ipc import _reaper
+print("ready", flush=True)
+while True: _reaper.reap()
+"""
+LIVE = """
+import random
+made, deadline = 0, time.monotonic() + float(sys.argv[1])
+while time.monotonic() < deadline:
+    handles = make()
+    made += len(handles)
+    loaded = pickle.loads(pickle.dumps(handles))
+    for each in handles[:2]: each.close()  # from here on other leases keep them, and the record
+    if random.random() < 0.3:
+        pid = os.fork()
+        if pid == 0:
+            make()  # and leave it behind
+            os._exit(0)
+        os.waitpid(pid, 0)
+    for each in handles:
+        type(each).attach(each.name).close()  # fails if somebody has removed it
+    for each in loaded:
+        each.unlink()
+        each.close()
+print(made)
+"""
+
+
+def test_g5_a_reaper_that_never_rests_beside_creation():
+    """A short form of what the stress harness does for a minute: nothing live is removed."""
+    with start_python(REAP) as reaper:
+        assert reaper.stdout.readline() == "ready\n"
+        with start_python(PRELUDE + LIVE, 1.5) as one, start_python(PRELUDE + LIVE, 1.5) as other:
+            assert int(finish(one)) > 30
+            assert int(finish(other)) > 30
+        assert reaper.poll() is None, reaper.stderr.read()
