@@ -94,6 +94,9 @@ raise_errno(State *state, int error, const char *call, PyObject *name, const cha
 {
     char limit[256];
     limit_describe(limit, sizeof(limit), call, error);
+    if (reason == NULL && error == EBUSY && strcmp(call, "flock") == 0) {
+        reason = "another program keeps it locked"; /* for longer than a lease waits: see lease_lock */
+    }
     PyObject *text = reason != NULL ? PyUnicode_FromString(reason) : system_text(error);
     if (text == NULL) {
         return NULL;
