@@ -158,6 +158,28 @@ wait()
         wait_until_gone(told["objects"])
 
 
+@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
+def test_g12_a_fork_inherits_leases_but_no_journal(fork):
+    """It outlives its root: what it leases stays with it, and what only the root owned goes."""
+    code = f"""
+leased, closed = make(), make()
+for each in closed: each.close()
+pid = {fork}()
+if pid == 0:
+    signal.pause()
+tell(closed, child=pid, leased=[(type(each).__name__, each.name) for each in leased]); wait()
+"""
+    with program(code) as (process, told):
+        leased = [tuple(each) for each in told["leased"]]
+        kill(process.pid)
+        try:
+            wait_until_gone(told["objects"])
+            assert existing(leased) == leased
+        finally:
+            kill(told["child"])
+        wait_until_gone(leased)
+
+
 def test_g12_threads_that_create_while_others_fork():
     code = """
 handles, stop = make(), threading.Event()
