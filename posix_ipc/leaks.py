@@ -11,8 +11,19 @@ from collections.abc import Collection
 
 from posix_ipc import _survey
 from posix_ipc._findings import Holder, IPCObject, Owner, Survey
+from posix_ipc._leak_check import LeakError, leak_check
 
-__all__ = ["Holder", "IPCObject", "Owner", "Survey", "find_leaks", "inventory", "survey"]
+__all__ = [
+    "Holder",
+    "IPCObject",
+    "LeakError",
+    "Owner",
+    "Survey",
+    "find_leaks",
+    "inventory",
+    "leak_check",
+    "survey",
+]
 
 
 def survey(kinds: Collection[str] | None = None, prefix: str | None = None) -> Survey:
