@@ -1,7 +1,6 @@
-"""Objects that go away with their test, and the proof that nothing else stays."""
+"""Objects that go away with their test; that nothing else stays is what the plugin of the package sees to."""
 
 import contextlib
-import gc
 import os
 
 import pytest
@@ -10,30 +9,30 @@ from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY
 
 import posix_ipc
 
+pytest_plugins = ["pytester"]
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "leaves_descriptors: the test means to leave descriptors of its objects open")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.failed = False
+    support.names_handed_out.clear()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
+    """When all is over, remove what is left of the names this test got, and fail the test for it.
+
+    The plugin, which has looked by now, knows what this process and its multiprocessing children made. Here it is about
+    what any other program of the test made, and about the next test.
+    """
     report = yield
-    if call.when == "call":
-        item.failed = report.failed
+    item.failed = item.failed or report.failed
+    if call.when == "teardown":
+        names = tuple(support.names_handed_out)
+        left = _remove_files(names) + _remove_queues(names)
+        if left and not item.failed:  # else the failure itself is the news
+            report.outcome, report.longrepr = "failed", f"left behind by another program: {', '.join(left)}"
     return report
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind(request):
-    """Remove what is left of the names this test got, and fail the test for it."""
-    support.names_handed_out.clear()
-    yield
-    names = tuple(support.names_handed_out)
-    left = _remove_files(names) + _remove_queues(names)
-    if not request.node.get_closest_marker("leaves_descriptors"):
-        left += [f"descriptor {number}" for number in _close_descriptors(names)]
-    if left and not getattr(request.node, "failed", True):  # else the failure itself is the news
-        pytest.fail(f"left behind: {', '.join(left)}")
 
 
 def _remove_files(names):
@@ -49,19 +48,6 @@ def _remove_files(names):
 
 def _remove_queues(names):
     return [f"queue {name}" for name in names if MESSAGE_QUEUE.remove(name)]
-
-
-def _close_descriptors(names):
-    if _descriptors(names):
-        gc.collect()  # handles in cycles, such as those of an exception, its traceback and their frames
-    closed = _descriptors(names)
-    for number in closed:
-        os.close(number)
-    return [f"{number} ({target!r})" for number, target in closed.items()]
-
-
-def _descriptors(names):
-    return {fd: target for fd, target in support.open_fds().items() if any(name[1:] in target for name in names)}
 
 
 @pytest.fixture

@@ -11,6 +11,10 @@ from differential.pair import Pair, Unlisted, compare, reduced
 from hypothesis import Phase, given, seed, settings
 from original import Unavailable, original_directory
 
+pytestmark = pytest.mark.ipc_leaks(
+    fds=False, children=False, reason="the pair starts its processes when they are needed"
+)
+
 # Random sequences come in shards, so that all processors take part and progress shows.
 SHARD = 100
 SEQUENCES = int(os.environ.get("POSIX_IPC_DIFFERENTIAL", 200))

@@ -665,7 +665,7 @@ CALLS = {
 
 
 @pytest.mark.slow
-@pytest.mark.leaves_descriptors
+@pytest.mark.ipc_leaks(objects=False, fds=False, reason="the trace takes memory, and a constructor's descriptor stays")
 @pytest.mark.parametrize("name", CALLS)
 def test_call_leaks_nothing(name, request):
     world = World(request)

@@ -650,7 +650,7 @@ def test_close_after_a_resize_lets_go_of_everything(written):
 
 @pytest.mark.parametrize("viewed", [False, True])
 @pytest.mark.parametrize("read_only", [False, True])
-@pytest.mark.leaves_descriptors
+@pytest.mark.ipc_leaks(fds=False)
 def test_handle_opened_anew(segment, written, view_of, viewed, read_only):
     other = segment(size=5)
     shm = SharedMemory(written.name)

@@ -32,12 +32,14 @@ def test_distributions(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         installed = set(archive.namelist())
         metadata = email.message_from_bytes(archive.read("posix_ipc-2.0.0.dist-info/METADATA"))
+        entry_points = archive.read("posix_ipc-2.0.0.dist-info/entry_points.txt").decode()
     package = {name.removeprefix("posix_ipc/") for name in installed if not name.startswith("posix_ipc-")}
     extension = {name for name in package if name.startswith("_ext.") and name.endswith(".so")}
     modules = {path.name for path in (ROOT / "posix_ipc").glob("*.py")}
     assert len(extension) == 1
     assert package == modules | extension | {"_ext.pyi", "py.typed"}
     assert "posix_ipc-2.0.0.dist-info/licenses/LICENSE" in installed
+    assert entry_points.split() == ["[pytest11]", "posix_ipc", "=", "posix_ipc.pytest_plugin"]
 
     assert metadata["Name"] == "posix_ipc"
     assert metadata["Version"] == "2.0.0"
