@@ -274,6 +274,9 @@ class Contents:
         """All that it says. Raises NotAJournalError at what makes no sense."""
         return list(_entries(self._data))
 
+    def says_the_same(self, other: Contents) -> bool:
+        return self._data == other._data
+
     def identities(self, only_shared: bool) -> set[Identity]:
         """What it owns or claims. Much quicker than the entries, and all that is asked of a living process."""
         return {

@@ -166,7 +166,7 @@ def _locked_file(entry: Entry) -> Iterator[str]:
         yield GONE if gone else UNREADABLE
         return
     with _journal.closing(descriptor):
-        yield _lock_if_free(descriptor) if _is_this(_ext._facts(descriptor), entry.identity) else GONE
+        yield lock_if_free(descriptor) if _is_this(_ext._facts(descriptor), entry.identity) else GONE
 
 
 @contextlib.contextmanager
@@ -194,7 +194,7 @@ def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str
         elif entry.state == INTENT and entry.name in live_intents:
             yield LEASED
         else:
-            yield _lock_if_free(queue.mqd)
+            yield lock_if_free(queue.mqd)
 
 
 Facts = tuple[int, int, int, int, int, int, int]
@@ -220,7 +220,8 @@ def _links(facts: Facts) -> int:
     return facts[5]
 
 
-def _lock_if_free(descriptor: int) -> str:
+def lock_if_free(descriptor: int) -> str:
+    """FREE: nobody has a lease on it, or gets one any more."""
     if not try_lock(descriptor):
         return LEASED
     return FREE if _links(_ext._facts(descriptor)) else GONE

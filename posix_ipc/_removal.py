@@ -1,0 +1,115 @@
+"""Remove one object that somebody has chosen, tracked or not, if its name still leads to it and nobody uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+
+import posix_ipc
+from posix_ipc import _ext, _journal, _owners
+from posix_ipc._journal import Identity
+from posix_ipc._owners import FREE, GONE, LEASED
+from posix_ipc._reaper import KEPT, REMOVED, remove_by_rename, settle_leftover
+
+__all__ = ["GONE", "KEPT", "REMOVED", "UntoldError", "Use", "remove"]
+
+
+class Use(enum.Enum):
+    """What keeps an object from being removed."""
+
+    LEASE = "a lease: some process of this package attached to it"
+    OPEN = "any descriptor or mapping of it, in any process"
+    NONE = "nothing"
+
+
+class UntoldError(Exception):
+    """The kernel does not tell whether an object is open in another process."""
+
+
+def remove(kind: str, name: str, identity: Identity, uid: int, use: Use) -> str:
+    """Remove the object of this identity and owner: REMOVED; GONE, and another may have its name; KEPT, it is in use.
+
+    A file is removed by way of a rename, so that this is certain. A queue cannot be renamed: some microseconds remain
+    between the look and the unlink. Raises OSError or Error when this user may not, UntoldError when the kernel does
+    not tell whether it is open.
+    """
+    encoded = os.fsencode(name)
+    with _without_interruption():
+        if kind == "message_queue":
+            return _remove_queue(encoded, identity, uid, use)
+        return _remove_file(kind, encoded, identity, uid, use)
+
+
+def _remove_file(kind: str, name: bytes, identity: Identity, uid: int, use: Use) -> str:
+    path = _journal.path_of(kind, name)
+    aside = os.fsencode(_journal.directory()) + b"/aside-%d-%d-%d" % identity
+    settle_leftover(aside, path, identity)
+    if use is Use.NONE:
+        return remove_by_rename(path, aside, identity)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return GONE
+        raise
+    with _journal.closing(descriptor):
+        state = _state(descriptor, identity, uid, use)
+        if state != FREE:
+            return state
+        return remove_by_rename(path, aside, identity, lambda: use is Use.OPEN and not _have_alone(descriptor))
+
+
+def _remove_queue(name: bytes, identity: Identity, uid: int, use: Use) -> str:
+    try:
+        queue = posix_ipc.MessageQueue(name, write=False)
+    except posix_ipc.ExistentialError:
+        return GONE
+    with contextlib.closing(queue):
+        state = _state(queue.mqd, identity, uid, use)
+        if state == FREE and use is Use.OPEN and not _have_alone(queue.mqd):
+            state = KEPT
+        if state != FREE:
+            return state
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_message_queue(name)
+        return REMOVED
+
+
+def _state(descriptor: int, identity: Identity, uid: int, use: Use) -> str:
+    """FREE: it is the object, and nobody has a lease on it or gets one any more."""
+    facts = _ext._facts(descriptor)
+    if (facts[:3], facts[4]) != (identity, uid):
+        return GONE
+    state = FREE if use is Use.NONE else _owners.lock_if_free(descriptor)
+    return KEPT if state == LEASED else state
+
+
+def _have_alone(descriptor: int) -> bool:
+    """Is there no other descriptor and no mapping of the file, in any process of any user and namespace?
+
+    As long as the answer is yes and the descriptor is open, whoever opens the file waits. fcntl(2), F_SETLEASE
+    """
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # who opens it meanwhile would else kill us, by SIGIO
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # another user's file without CAP_LEASE, a file system that has no file leases
+        raise UntoldError from error
+    return True
+
+
+@contextlib.contextmanager
+def _without_interruption() -> Iterator[None]:
+    """Put off what ends a process: the object must not be left without its name."""
+    ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
