@@ -23,7 +23,8 @@ KINDS = tuple(_journal.KINDS.values())
 class Wanted:
     """Which objects are asked for."""
 
-    def __init__(self, kinds: Collection[str] | None, prefix: str | None) -> None:
+    def __init__(self, kinds: Collection[str] | None, prefix: str | None, queues: Collection[bytes] = ()) -> None:
+        """`queues` are names that may be those of queues: without a mount they are not found by looking around."""
         if isinstance(kinds, str):
             raise TypeError(f"kinds: a collection such as {[kinds]!r}, not a string")
         self.kinds = set(KINDS if kinds is None else kinds)
@@ -31,6 +32,7 @@ class Wanted:
             raise ValueError(f"kinds: {kind!r} is none of {', '.join(KINDS)}")
         if prefix is not None and not isinstance(prefix, str):
             raise TypeError(f"prefix: a string, not {prefix!r}")
+        self.queues = queues
         self._prefix = b"/" + os.fsencode(prefix or "").removeprefix(b"/")
         if b"/" in self._prefix[1:] or b"\0" in self._prefix:
             raise ValueError(f"prefix: no name begins with {prefix!r}")
@@ -81,7 +83,7 @@ def _ask_helper(
             record.outcome = _owners.LEASED
         elif wanted(record.entry.kind, record.entry.name):
             to_be_tried.append(record)
-    names = {*mounted, *scan.queue_links, *ledger.queue_names()}
+    names = {*wanted.queues, *mounted, *scan.queue_links, *ledger.queue_names()}
     answers = _probe.look(
         [name for name in names if wanted("message_queue", name)],
         [record.entry for record in to_be_tried],

@@ -7,7 +7,7 @@ kernel, by (device, inode), never by a path or a pid that something wrote down. 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from posix_ipc import _survey
 from posix_ipc._findings import Holder, IPCObject, Owner, Survey
@@ -45,12 +45,17 @@ def find_leaks(unheld: bool = False, min_age: float = 0.0, prefix: str | None = 
 
     Those younger than `min_age` seconds, or of unknown age if that is not 0, are left out.
     """
+    return leaks_among(inventory(prefix=prefix), unheld, min_age)
+
+
+def leaks_among(objects: Iterable[IPCObject], unheld: bool, min_age: float) -> list[IPCObject]:
+    """Those of a survey that `find_leaks` tells."""
     if not min_age >= 0:  # nan is not either
         raise ValueError(f"min_age: {min_age!r} is not a number of seconds")
     verdicts = ("orphan", "unheld") if unheld else ("orphan",)
     latest = time.time() - min_age if min_age else float("inf")
     return [
         each
-        for each in inventory(prefix=prefix)
+        for each in objects
         if each.verdict in verdicts and (not min_age or (each.created is not None and each.created <= latest))
     ]

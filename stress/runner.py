@@ -271,7 +271,7 @@ class _Run:
         outside.remove(self._prefix, self._queues)
         if outside.journals(self._prefix):
             subprocess.run(
-                [sys.executable, "-m", "posix_ipc", "reap"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
+                [sys.executable, "-m", "posix_ipc", "reap", "--yes"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
             )
 
 

@@ -265,6 +265,14 @@ def private_host():
     return None
 
 
+def run_privately(function, *args):
+    """Run a function of a test file as run_function does, behind private_host; skip the test where that is barred."""
+    prefix = private_host()
+    if prefix is None:
+        pytest.skip("no right to unshare")
+    return run_function(function, *args, prefix=prefix)
+
+
 @contextlib.contextmanager
 def start_python(code, *args, env=None):
     """Start `code` as run_python does, with pipes to its standard streams; killed if it still runs at the end."""

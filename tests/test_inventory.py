@@ -26,9 +26,9 @@ from support import (
     SMALL_QUEUE,
     become_nobody,
     libc,
-    private_host,
     run_forked,
     run_function,
+    run_privately,
     run_python,
     semaphore_waiters,
     start_python,
@@ -61,13 +61,6 @@ def how_it_is_held(name):
     (holder,) = found.holders
     assert holder.pid == os.getpid()
     return holder.how
-
-
-def run_privately(function, *args):
-    prefix = private_host()
-    if prefix is None:
-        pytest.skip("no right to unshare")
-    return run_function(function, *args, prefix=prefix)
 
 
 # ---- who holds it ----

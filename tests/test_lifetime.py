@@ -76,11 +76,11 @@ def test_g3_everything_is_killed_and_the_command_sweeps(tree):
     tree.kill_group(signal.SIGKILL)
     tree.wait()
     tree.kill_workers()
-    subprocess.run([sys.executable, "-m", "posix_ipc", "reap"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "posix_ipc", "reap", "--yes"], check=True, stdout=subprocess.DEVNULL)
     # Another sweep may have been under way and have seen the lease of a worker that was dying.
     wait_until(
         lambda: (
-            subprocess.run([sys.executable, "-m", "posix_ipc", "reap"], stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, "-m", "posix_ipc", "reap", "--yes"], stdout=subprocess.DEVNULL)
             and not existing(tree.objects)
         )
     )

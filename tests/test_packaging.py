@@ -47,7 +47,7 @@ def test_distributions(tmp_path):
     assert metadata["License-Expression"] == "BSD-3-Clause"
     requirements = metadata.get_all("Requires-Dist")
     assert [line for line in requirements if "extra ==" not in line] == ["psutil>=5.9"]
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"cli", "dev", "test"}
 
 
 def files_of_the_project():

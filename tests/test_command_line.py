@@ -1,0 +1,622 @@
+"""The command line: what it tells of real objects and processes, and what it removes.
+
+What is about orphans and the unheld runs where nobody else has objects, sweeps, or is a process that cannot be read.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lifetime import Tree, existing
+from support import (
+    KINDS,
+    MESSAGE_QUEUE,
+    NOBODY,
+    SEMAPHORE,
+    SHARED_MEMORY,
+    SMALL_QUEUE,
+    become_nobody,
+    run_function,
+    run_privately,
+    run_python,
+    start_python,
+    wait_until,
+)
+
+import posix_ipc
+
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the command line is for Linux"), pytest.mark.slow]
+
+MAIN = "import sys; from posix_ipc.__main__ import main; sys.exit(main())"
+WORDS = {SEMAPHORE: "semaphore", SHARED_MEMORY: "segment", MESSAGE_QUEUE: "queue"}
+
+
+def command(*arguments, status=None, env=None):
+    """Run a command in a process of its own. Whatever happens, it does not end with a traceback."""
+    done = run_python(MAIN, *arguments, check=False, env={"COLUMNS": "", **(env or {})})
+    assert "Traceback" not in done.stderr, done.stderr
+    if status is not None:
+        assert done.returncode == status, (done.stdout, done.stderr)
+    return done
+
+
+def objects(*arguments, **options):
+    """What a command tells of objects, as JSON."""
+    return json.loads(command(*arguments, "--json", **options).stdout)["objects"]
+
+
+def verdict(name):
+    (found,) = objects("why", name)
+    return found["verdict"]
+
+
+# ---- looking ----
+
+
+def test_ls_tells_who_holds_what(make, kind, name):
+    make(name)
+    done = command("ls", "--prefix", name, status=0)
+    heading, row = done.stdout.splitlines()
+    assert heading.split()[:2] == ["NAME", "KIND"]
+    assert row.split()[:2] == [name, WORDS[kind]]
+    assert f" {os.getpid()} " in row
+    assert row.endswith("live")
+    assert done.stderr == ""
+
+
+def test_ls_of_nothing(name):
+    done = command("ls", "--prefix", name, status=0)
+    assert done.stdout == ""
+
+
+def test_ls_takes_kinds_and_prefix_without_slash(names, semaphore, segment):
+    name = names()
+    semaphore(name), segment(name)
+    assert [each["kind"] for each in objects("ls", "--prefix", name[1:], "--kind", "segment")] == ["shared_memory"]
+    both = objects("ls", "--prefix", name[1:], "--kind", "segment", "--kind", "semaphore")
+    assert {each["kind"] for each in both} == {"shared_memory", "semaphore"}
+
+
+def test_json_is_what_the_library_tells(name, segment):
+    from posix_ipc import leaks
+
+    segment(name)
+    told = objects("ls", "--prefix", name)
+    assert told == json.loads(json.dumps([each.as_dict() for each in leaks.inventory(prefix=name)]))
+
+
+def test_why_tells_everything(name, segment):
+    held = segment(name, size=5000, mode=0o640)
+    text = command("why", name[1:], status=0).stdout
+    for word in (name, "segment", "live", "5000 bytes", "rw-r-----", f"{os.getpid()} ", "descriptor", "--force"):
+        assert word in text
+    assert f"inode {os.fstat(held.fd).st_ino}" in text
+
+
+def test_why_tells_value_and_messages(name, semaphore, queue):
+    semaphore(name, initial_value=3)
+    queue(name).send(b"one")
+    assert "value 3" in command("why", name, "--kind", "semaphore", status=0).stdout
+    assert "1 messages of at most 2, each of up to 64 bytes" in command("why", name, "--kind", "queue", status=0).stdout
+
+
+def test_why_of_nothing(name):
+    done = command("why", name, status=2)
+    assert name in done.stderr
+    assert done.stdout == ""
+
+
+def finds_and_reaps_the_unheld():
+    held = SHARED_MEMORY.create("/t-held")
+    with contextlib.suppress(OSError), SHARED_MEMORY.create("/t-others") as others:
+        os.fchown(others.fd, NOBODY, NOBODY)  # reap is for one's own, also for root
+    for kind in KINDS:
+        kind.close_handle(kind.create("/t-free"))
+    where = "--prefix", "/t-"
+    free = {(word, "/t-free") for word in ("semaphore", "shared_memory")}
+    for what in "leaks", "reap":
+        assert objects(what, *where, status=0) == []
+        assert objects(what, *where, "--unheld", "--min-age", 3600, status=0) == []
+        told = {(each["kind"], each["name"]) for each in objects(what, *where, "--unheld", status=1)}
+        assert told - {("shared_memory", "/t-others")} == free
+    assert "2 objects would be removed" in command("reap", *where, "--unheld", status=1).stderr
+    command("reap", *where, "--yes", status=0)
+    command("reap", *where, "--yes", "--unheld", "--min-age", 3600, status=0)
+    command("reap", *where, "--yes", "--unheld", "--kind", "queue", status=0)
+    assert SHARED_MEMORY.exists("/t-free")
+    told = objects("reap", *where, "--unheld", "--yes", status=0)
+    assert {(each["kind"], each["name"]) for each in told if each["outcome"] == "removed"} == free
+    assert SHARED_MEMORY.exists(held.name)
+    assert SHARED_MEMORY.exists("/t-others")
+    assert not any(kind.exists("/t-free") for kind in (SEMAPHORE, SHARED_MEMORY))
+
+
+def test_the_unheld_are_found_and_reaped_when_asked():
+    run_privately(finds_and_reaps_the_unheld)
+
+
+def leaks_and_reaps_orphans():
+    with Tree("fork", workers=1) as tree:
+        command("leaks", status=0)
+        (worker,) = tree.workers
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: not existing(tree.workers[worker]["private"]))
+        kept = tree.workers[worker]["shared"]
+        for _, name in kept:  # nobody holds it, but a pickle is in flight
+            assert "in flight" in command("rm", name, status=1).stderr
+        assert existing(kept) == kept
+        tree.kill_trackers()
+        tree.kill_group(signal.SIGKILL)
+        tree.wait()
+        tree.kill_workers()
+        wait_until(lambda: all(each["verdict"] == "orphan" for each in objects("ls")))
+        orphans = {(each["kind"], each["name"]) for each in objects("leaks", status=1)}
+        assert len(orphans) == len(existing(tree.objects))
+        dry = command("reap", status=1)
+        assert all(name in dry.stdout for _, name in orphans)
+        command("reap", "--yes", "--min-age", 3600, status=0)
+        assert len(existing(tree.objects)) == len(orphans)
+        one = min(orphans)
+        done = command("reap", "--yes", "--prefix", one[1], status=0)
+        assert done.stdout.startswith("removed ")
+        assert {(each["kind"], each["name"]) for each in objects("leaks", status=1)} == orphans - {one}
+        assert len(objects("reap", "--yes", "--kind", "segment", status=0)) > 0
+        assert "shared_memory" not in {each["kind"] for each in objects("leaks", status=1)}
+        command("reap", "--yes", status=0)
+        command("leaks", status=0)
+        assert existing(tree.objects) == []
+
+
+def test_orphans_are_found_and_reaped():
+    run_privately(leaks_and_reaps_orphans)
+
+
+def others_are_unknown(name):
+    """As another user: the process that holds the object cannot be looked into, but the kernel knows that it does."""
+    from posix_ipc import __main__
+
+    def run(*arguments):
+        output = io.TextIOWrapper(io.BytesIO())
+        with contextlib.redirect_stdout(output):
+            return __main__.main([*arguments, "--kind", "segment"]), output.buffer.getvalue().decode()
+
+    status, text = run("ls", "--prefix", name)
+    assert status == 0
+    assert "live" in text
+    become_nobody()
+    status, text = run("ls", "--prefix", name)
+    assert status == 2
+    assert "unknown" in text
+    assert run("leaks", "--prefix", name, "--unheld") == (2, "")
+    assert run("reap", "--prefix", name, "--unheld") == (2, "")
+    assert run("reap", "--prefix", name, "--unheld", "--yes") == (0, "nothing to remove\n")
+    status, text = run("why", name)
+    assert status == 2
+    assert "root" in text
+    assert run("rm", name) == (1, "")
+    assert SHARED_MEMORY.exists(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_others_hold_is_unknown(name, segment):
+    os.fchown(segment(name).fd, NOBODY, NOBODY)
+    run_function(others_are_unknown, name)
+
+
+# ---- removing ----
+
+
+def test_rm_refuses_what_is_in_use(make, kind, name):
+    make(name)
+    done = command("rm", name, status=1)
+    assert f"pid {os.getpid()}" in done.stderr
+    assert kind.exists(name)
+    assert command("rm", name, "--force", status=0).stdout.startswith(f"removed {WORDS[kind]} {name}")
+    assert not kind.exists(name)
+
+
+def test_rm_removes_what_nobody_holds(make, kind, name):
+    kind.close_handle(make(name))
+    command("rm", name[1:], status=0)
+    assert not kind.exists(name)
+    done = command("rm", name, status=2)
+    assert name in done.stderr
+
+
+def test_rm_of_several_kinds_of_one_name(name, semaphore, segment):
+    semaphore(name).close(), segment(name).close()
+    done = command("rm", name, status=2)
+    assert "semaphore" in done.stderr
+    assert "segment" in done.stderr
+    assert SEMAPHORE.exists(name)
+    assert SHARED_MEMORY.exists(name)
+    command("rm", name, "--kind", "semaphore", status=0)
+    assert not SEMAPHORE.exists(name)
+    assert SHARED_MEMORY.exists(name)
+
+
+@pytest.mark.parametrize("bad", ["", "/", "/a/b", "..", "x" * 300], ids=lambda name: name[:5])
+@pytest.mark.parametrize("what", ["rm", "why"])
+def test_bad_names(what, bad):
+    done = command(what, bad, status=2)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+BEFORE_REMOVAL = """
+import fcntl, mmap, os, sys
+from posix_ipc.__main__ import main
+path, what = sys.argv.pop(), sys.argv.pop()
+
+def replace():
+    os.rename(path, f"{path}-moved")  # an unlink would be seen by its link count
+    with open(path, "xb") as file:
+        file.write(b"of a stranger")
+
+def take():
+    descriptor = os.open(path, os.O_RDWR)
+    globals()["mapped"] = mmap.mmap(descriptor, 0)
+    os.close(descriptor)
+
+def hook(event, arguments):
+    # The exclusive lock is the last look before the name is taken away.
+    global pending
+    if event == "fcntl.flock" and arguments[1] == fcntl.LOCK_EX | fcntl.LOCK_NB and pending:
+        if os.readlink(f"/proc/self/fd/{arguments[0]}") != path:
+            return
+        pending = False
+        {"replace": replace, "take": take}[what]()
+
+pending = True
+sys.addaudithook(hook)
+status = main()
+sys.exit(9 if pending else status)
+"""
+
+
+def leaves_alone_what_changed(kind, name, what, arguments):
+    """Between look and removal the name goes to another object, or somebody opens it."""
+    kind.close_handle(kind.create(name))
+    path = kind.file_of(name)
+    inode = os.stat(path).st_ino
+    done = run_python(BEFORE_REMOVAL, *arguments, what, path, check=False)
+    assert done.returncode == (0 if what == "replace" else 1), (done.stdout, done.stderr)
+    if what == "replace":
+        assert Path(path).read_bytes() == b"of a stranger"
+        os.unlink(f"{path}-moved")
+    else:
+        assert os.stat(path).st_ino == inode
+    os.unlink(path)
+
+
+@pytest.mark.parametrize("what", ["replace", "take"])
+@pytest.mark.parametrize("kind", [SEMAPHORE, SHARED_MEMORY], ids=lambda kind: kind.type.__name__)
+def test_rm_leaves_alone_what_changed_since_it_looked(kind, name, what):
+    leaves_alone_what_changed(kind, name, what, ["rm", name])
+
+
+def reap_leaves_alone_what_changed():
+    for what in "replace", "take":
+        leaves_alone_what_changed(SHARED_MEMORY, "/t-free", what, ["reap", "--yes", "--unheld"])
+
+
+def test_reap_leaves_alone_what_changed_since_it_looked():
+    run_privately(reap_leaves_alone_what_changed)
+
+
+def test_a_queue_that_somebody_opened_since_it_was_looked_at_stays(queue, name):
+    queue(name).close()
+    code = (
+        BEFORE_REMOVAL.replace("descriptor = os.open(path, os.O_RDWR)", "import posix_ipc")
+        .replace('globals()["mapped"] = mmap.mmap(descriptor, 0)', 'globals()["opened"] = posix_ipc.MessageQueue(path)')
+        .replace("    os.close(descriptor)\n", "")
+    )
+    done = run_python(code, "rm", name, "take", name, check=False)
+    assert done.returncode == 1, done.stderr
+    assert MESSAGE_QUEUE.exists(name)
+
+
+def removes_only_what_it_can_judge():
+    """Without CAP_LEASE the kernel does not tell root whether another user's file is open."""
+    without_lease, without_both = (["setpriv", "--bounding-set", caps] for caps in ("-lease", "-lease,-sys_ptrace"))
+    with SHARED_MEMORY.create("/t-others") as others:
+        os.fchown(others.fd, NOBODY, NOBODY)
+    nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    with subprocess.Popen(["setpriv", *nobody, "sleep", "60"]) as unreadable, contextlib.ExitStack() as stack:
+        stack.callback(unreadable.kill)
+        wait_until(lambda: Path(f"/proc/{unreadable.pid}/comm").read_text() == "sleep\n")
+        done = run_python(MAIN, "rm", "/t-others", prefix=without_both, check=False)
+        assert done.returncode == 2, done.stderr
+        assert str(unreadable.pid) in done.stderr
+        assert SHARED_MEMORY.exists("/t-others")
+    run_python(MAIN, "rm", "/t-others", prefix=without_lease)
+    assert not SHARED_MEMORY.exists("/t-others")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_where_the_kernel_does_not_tell_the_processes_must():
+    run_privately(removes_only_what_it_can_judge)
+
+
+# ---- how it looks ----
+
+
+def test_narrow_and_wide(names, segment):
+    name = names() + "-with-a-very-long-name" * 4
+    segment(name)
+    narrow = command("ls", "--prefix", name, env={"COLUMNS": "40"}, status=0).stdout.splitlines()
+    assert max(map(len, narrow)) <= 40
+    assert narrow[1].endswith("live")
+    for wide in ({"COLUMNS": "200"}, {"COLUMNS": ""}):
+        assert name in command("ls", "--prefix", name, env=wide, status=0).stdout
+    why = command("why", name, env={"COLUMNS": "60"}, status=0).stdout.splitlines()
+    assert all(len(line) <= 60 or name in line for line in why)
+
+
+def test_names_cannot_steer_the_terminal(names, segment):
+    name = names() + "\x1b[31m\n\udcff é"
+    segment(name)
+    done = command("ls", "--prefix", name, status=0)
+    assert "\x1b" not in done.stdout
+    assert len(done.stdout.splitlines()) == 2
+    assert r"\x1b[31m\n\xff é" in done.stdout
+    (told,) = objects("ls", "--prefix", name)
+    assert told["name"] == name
+
+
+def on_terminal(*arguments, columns=80, until=None, env=None):
+    """Run a command on a terminal; its status and all that it wrote. `until` is what it shows before Ctrl-C."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"COLUMNS": str(columns), "TERM": "xterm-256color", **(env or {})})
+        os.execv(sys.executable, [sys.executable, "-c", MAIN, *map(str, arguments)])
+    written = b""
+    with contextlib.suppress(OSError):  # EIO is the end of a terminal
+        while chunk := os.read(terminal, 4096):
+            written += chunk
+            if until is not None and until in written:
+                os.write(terminal, b"\x03")
+                until = None
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), written.decode()
+
+
+@pytest.fixture
+def without_rich(tmp_path):
+    """The environment of a process that cannot import rich."""
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich/__init__.py").write_text("raise ImportError('not installed')")
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_colour_is_for_terminals_with_rich(name, segment, without_rich):
+    pytest.importorskip("rich")
+    segment(name)
+    status, painted = on_terminal("ls", "--prefix", name)
+    assert status == 0
+    assert "\x1b[32mlive" in painted
+    for env in (without_rich, {"NO_COLOR": "1"}):
+        status, plain = on_terminal("ls", "--prefix", name, env=env)
+        assert status == 0
+        assert "\x1b" not in plain
+        without_colour_and_age = re.sub(r"\x1b\[[0-9;]*m|\d+ s", "", painted)
+        assert without_colour_and_age.split() == re.sub(r"\d+ s", "", plain).split()
+
+
+def test_watch_shows_what_comes_and_ends_at_ctrl_c(name, segment):
+    segment(name)
+    status, written = on_terminal("watch", "--interval", "0.1", "--prefix", name, columns=100, until=name.encode())
+    assert status == 0
+    assert written.startswith("\x1b[?1049h")
+    assert "\x1b[?1049l" in written
+    assert name in written.rpartition("\x1b[?1049l")[2]  # what was there last stays to be read
+    assert "Traceback" not in written
+
+
+def test_watch_as_json_is_one_look_a_line(name, segment):
+    with start_python(MAIN, "watch", "--json", "--interval", "0.05", "--prefix", name) as child:
+        assert json.loads(child.stdout.readline())["objects"] == []
+        segment(name)
+        wait_until(lambda: [each["name"] for each in json.loads(child.stdout.readline())["objects"]] == [name])
+        child.send_signal(signal.SIGINT)
+        child.stdout.read()
+        assert child.wait(30) == 0
+        assert child.stderr.read() == ""
+
+
+# ---- the end of a command ----
+
+
+def test_a_reader_that_goes_away_is_no_news(name, segment):
+    segment(name)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "ls", "--prefix", name], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "&-"])
+def test_an_output_that_takes_nothing_is_an_error(where, name, segment):
+    segment(name)
+    shell = f'exec "$0" -c "$1" ls --prefix "$2" >{where}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable, MAIN, name], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c():
+    code = (
+        "import os, signal, sys\n"
+        "from posix_ipc.__main__ import main\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'os.listdir' and arguments[0] == '/dev/shm': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(hook)\n"
+        "sys.exit(main())"
+    )
+    done = run_python(code, "ls", check=False)
+    assert done.returncode == 128 + signal.SIGINT
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["rm"], ["ls", "--kind", "file"], ["leaks", "--min-age", "x"]])
+def test_wrong_usage(arguments):
+    done = command(*arguments, status=2)
+    assert "usage: posix-ipc" in done.stderr
+
+
+def test_as_module_and_as_script():
+    script = Path(sys.executable).with_name("posix-ipc")
+    told = [
+        subprocess.run([*start, "--version"], capture_output=True, text=True, check=True).stdout
+        for start in ([sys.executable, "-m", "posix_ipc"], [script])
+    ]
+    assert told == [f"posix_ipc {posix_ipc.__version__}\n"] * 2
+
+
+def test_start_is_light():
+    """Those that a shell runs at every key must not read all of /proc."""
+    run_python(
+        "import sys\nfrom posix_ipc.__main__ import main\n"
+        "for arguments in (['completion', 'bash'], ['names']): assert main(arguments) == 0\n"
+        "assert not {'psutil', 'multiprocessing', 'rich'} & set(sys.modules)"
+    )
+
+
+# ---- doctor ----
+
+
+def test_doctor_has_an_advice_for_everything():
+    done = command("doctor", "--json")
+    findings = json.loads(done.stdout)["findings"]
+    assert [each["subject"] for each in findings] == [
+        "/dev/shm",
+        "queues of this user",
+        "queue file system",
+        "other processes",
+        "PID namespace",
+        "logind",
+        "tracking",
+        "Python",
+    ]
+    assert all(each["fact"] and each["advice"] for each in findings)
+    statuses = {each["status"] for each in findings}
+    assert statuses <= {"ok", "attention", "unknown"}
+    assert done.returncode == (1 if "attention" in statuses else 2 if "unknown" in statuses else 0)
+    text = command("doctor", env={"COLUMNS": "70"}).stdout
+    assert max(map(len, text.splitlines())) <= 70
+    assert f"posix_ipc {posix_ipc.__version__}" in text
+
+
+def doctor_sees_what_is_short():
+    findings = {each["subject"]: each for each in json.loads(command("doctor", "--json", status=1).stdout)["findings"]}
+    assert findings["/dev/shm"]["status"] == "ok"
+    assert "0 here" in findings["queues of this user"]["fact"]
+    with open("/dev/shm/filling", "wb") as file:
+        file.write(bytes(15 << 20))  # of 16 MiB
+    queue = posix_ipc.MessageQueue("/filling", posix_ipc.O_CREX, **SMALL_QUEUE)
+    findings = {each["subject"]: each for each in json.loads(command("doctor", "--json", status=1).stdout)["findings"]}
+    assert findings["/dev/shm"]["status"] == "attention"
+    assert "15M of 16M in use" in findings["/dev/shm"]["fact"]
+    assert "1 here, at least 320B of" in findings["queues of this user"]["fact"]
+    queue.unlink()
+    os.chmod("/dev/shm/.posix_ipc-0", 0o755) if os.path.exists("/dev/shm/.posix_ipc-0") else os.mkdir(
+        f"/dev/shm/.posix_ipc-{os.geteuid()}", 0o755
+    )
+    findings = {each["subject"]: each for each in json.loads(command("doctor", "--json", status=1).stdout)["findings"]}
+    assert findings["tracking"]["status"] == "attention"
+
+
+def test_doctor_sees_what_is_short():
+    run_privately(doctor_sees_what_is_short)
+
+
+@pytest.mark.parametrize(
+    ("files", "answer"),
+    [
+        ({}, True),
+        ({"etc/systemd/logind.conf": "[Login]\n#RemoveIPC=yes\n"}, True),
+        ({"etc/systemd/logind.conf": "[Login]\nRemoveIPC=no\n"}, False),
+        ({"usr/lib/systemd/logind.conf": "RemoveIPC=no", "etc/systemd/logind.conf": "[Login]"}, True),
+        ({"etc/systemd/logind.conf": "RemoveIPC=yes", "usr/lib/systemd/logind.conf.d/a.conf": "RemoveIPC=no"}, False),
+        ({"etc/systemd/logind.conf.d/a.conf": "", "usr/lib/systemd/logind.conf.d/a.conf": "RemoveIPC=no"}, True),
+    ],
+)
+def test_logind_configuration(tmp_path, files, answer):
+    from posix_ipc import _doctor
+
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert _doctor.remove_ipc(str(tmp_path)) is answer
+
+
+# ---- completion ----
+
+
+def complete(*words, path):
+    """What bash would offer."""
+    code = (
+        'eval "$(posix-ipc completion bash)"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+        'complete -p posix-ipc >/dev/null && _posix_ipc "$1" && printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", code, "bash", *words],
+        env={**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes(names, segment, semaphore):
+    path = Path(sys.executable).parent
+    name = names()
+    segment(f"{name}-a b"), semaphore(f"{name}-c")
+    assert complete("posix-ipc", "wh", path=path) == ["why"]
+    assert complete("posix-ipc", "ls", "--kind", "se", path=path) == ["semaphore", "segment"]
+    assert complete("posix-ipc", "reap", "--y", path=path) == ["--yes"]
+    assert sorted(complete("posix-ipc", "rm", name, path=path)) == [rf"{name}-a\ b", f"{name}-c"]
+    assert complete("posix-ipc", "completion", "", path=path) == ["bash", "zsh", "fish"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_read_by_their_shells(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    script = tmp_path / "script"
+    script.write_text(command("completion", shell, status=0).stdout)
+    subprocess.run([shell, "-n", script], check=True)
+
+
+def test_completion_knows_every_command_and_option():
+    import argparse
+
+    from posix_ipc import __main__, _completion
+
+    (commands,) = (a for a in __main__.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    options = {
+        option
+        for sub in commands.choices.values()
+        for action in sub._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+    assert set(_completion.COMMANDS.split()) == set(commands.choices) - {"names"}
+    assert set(_completion.OPTIONS.split()) == options
