@@ -12,7 +12,7 @@ test-extra := $(VENV)/.extra-test
 dev-extra := $(VENV)/.extra-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-asan test-differential test-kill test-pythons lint build bench stress stress-smoke stress-selftest clean
+.PHONY: help demo test test-asan test-differential test-kill test-pythons lint build bench pictures stress stress-smoke stress-selftest clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ build: $(package) $(test-extra) ## Build the source distribution and, from it, t
 
 bench: $(package) $(dev-extra) ## Measure against the standard library, posix_ipc 1.3.2 and plain C
 	$(VENV_PYTHON) -m benchmarks
+
+pictures: $(package) $(dev-extra) ## Draw the terminal pictures of docs/command-line.md anew
+	$(VENV_PYTHON) docs/make_pictures.py
 
 # Other sequences: make test-differential SEED=1000
 SEED := 0
