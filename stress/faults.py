@@ -24,7 +24,8 @@ class Fault:
     reported: str
     """A part of the violation that the scenario must report."""
     put_in: Callable[[], None]
-    duration: float = 5.0
+    duration: float = 10.0
+    """Seconds; it ends once the fault is reported."""
     method: str = "fork"
     processes: int = 4
 
@@ -66,6 +67,20 @@ def leaked_descriptor() -> None:
     SharedMemory.__new__ = leaky
 
 
+@fault("pickling", reported="memory of a pool's worker grow", duration=15.0)
+def leaked_memory() -> None:
+    """Every segment that is unpickled leaves a kilobyte behind."""
+    from posix_ipc.mp_integration import SharedMemory
+
+    new, kept = SharedMemory.__new__, []
+
+    def leaky(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(bytearray(1024))
+        return new(cls, *args, **kwargs)
+
+    SharedMemory.__new__ = leaky
+
+
 @fault("pickling", reported="opened its successor")
 def pickle_by_name_alone() -> None:
     """A pickle opens whatever has its name, without a look at the identity."""
@@ -88,18 +103,18 @@ def deaf_tracker() -> None:
 @fault("kill", reported="live objects of a root were destroyed")
 def living_taken_for_dead() -> None:
     """A sweep takes every journal for that of a dead process."""
-    from posix_ipc import _owners
+    from posix_ipc import _journal, _owners
 
-    files = _owners.Records._files
+    try_shared = _owners._try_shared
     stem = os.environ["STRESS_PREFIX"][1:].encode()
 
-    def careless(records: Any, directory: str) -> list[Any]:
-        return [
-            file._replace(live=file.live and not (file.is_journal and stem in Path(file.path).read_bytes()))
-            for file in files(records, directory)
-        ]
+    def careless(descriptor: int) -> bool:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        match = _journal.TOKEN_FILE.fullmatch(path.name)
+        is_journal = match is not None and match["role"] not in ("proxy", "tracker")
+        return try_shared(descriptor) or (is_journal and stem in path.read_bytes())
 
-    _owners.Records._files = careless
+    _owners._try_shared = careless
 
 
 # ---- 7 reaper ----

@@ -54,7 +54,7 @@ def _line(result: Result) -> str:
     parts = [
         f"{last.at:.0f} s",
         f"{last.done:,} {result.unit} ({rate(result.samples):,.0f}/s)",
-        f"{last.errors:,} errors that belong there",
+        f"{last.errors:,} errors met",
         f"{last.processes} processes",
         f"{last.descriptors:,} descriptors",
         megabytes(last.memory),

@@ -19,7 +19,7 @@ from stress.result import FAILED, PASSED, SKIPPED, together  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.no_sanitizer,
+    pytest.mark.no_sanitizer,  # it runs the package that stands beside it, not the instrumented one
     pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux"),
 ]
 

@@ -226,7 +226,7 @@ class Killer:
         """All at once, the tracker too, at any instant from the first one on; what is left goes at the next start."""
         tree = self._grow()
         orders: list[Any] = [1, 2, "create"]
-        doomed_at = time.monotonic() + self._choose.uniform(0, 0.08 if self._context.method == "fork" else 0.3)
+        doomed_at = time.monotonic() + self._choose.uniform(0, 0.2 if self._context.method == "fork" else 0.3)
         while (left := doomed_at - time.monotonic()) > 0:
             if wait([tree.link], left):
                 tree.link.recv()

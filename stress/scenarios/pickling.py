@@ -21,7 +21,7 @@ BATCH = 200
 """Tasks that are handed to the pool at a time."""
 CHANNELS_EVERY = 100
 """Batches between rounds through the other channels."""
-ENOUGH = 20_000
+ENOUGH = 10_000
 """Tasks from which on a pool has done enough for its memory to be compared."""
 WITHIN = 1.02
 COUNTER = struct.Struct("Q")
