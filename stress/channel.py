@@ -11,6 +11,7 @@ import json
 import multiprocessing.util
 import os
 import select
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -34,6 +35,7 @@ class Writer:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        self._lock = threading.RLock()  # re-entered by signal handlers
         self._descriptor = -1
         self._counts: dict[str, Counter[str]] = {}
         self._flushed = time.monotonic()
@@ -49,8 +51,9 @@ class Writer:
     def say(self, what: str, value: Any) -> None:
         """Write one line now. Text that is too long is cut."""
         self._take_over()
-        if self._descriptor < 0:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        with self._lock:
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         line = json.dumps({what: value}).encode()
         if len(line) > LONGEST:
             line = json.dumps({what: str(value)[: LONGEST // 8] + " …"}).encode()
@@ -59,7 +62,8 @@ class Writer:
     def count(self, kind: str, what: str, number: int) -> None:
         """Add to a count. It is written now and then, and when the process ends other than by os._exit()."""
         self._take_over()
-        self._counts.setdefault(kind, Counter())[what] += number
+        with self._lock:
+            self._counts.setdefault(kind, Counter())[what] += number
         if time.monotonic() - self._flushed > FLUSH:
             self.flush()
 
@@ -67,8 +71,9 @@ class Writer:
         """Write what was counted. Needed before os._exit()."""
         if self._pid != os.getpid():
             return
-        self._flushed = time.monotonic()
-        counts, self._counts = self._counts, {}
+        with self._lock:
+            self._flushed = time.monotonic()
+            counts, self._counts = self._counts, {}
         for kind, counter in counts.items():
             with contextlib.suppress(BrokenPipeError):
                 self.say(kind, dict(counter))

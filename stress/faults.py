@@ -141,3 +141,6 @@ def blind_reaper() -> None:
 
     _tracker.ensure = lambda process, executable: None
     _reaper._finish = lambda records, file, contents, entry, swept, log: False
+
+
+from stress import faults_of_calls  # noqa: E402, F401 - its faults are registered by what stands above
