@@ -343,5 +343,5 @@ SCENARIO = Scenario(
     unit="shortages",
     run=run,
     methods=("fork",),
-    full=Full(count=5_000),
+    full=Full(count=2_000),
 )

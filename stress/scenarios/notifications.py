@@ -220,5 +220,6 @@ SCENARIO = Scenario(
     faults="handles closed, collected and opened again under requests, rivals that ask for the same queue",
     unit="calls",
     run=run,
+    methods=("fork",),
     full=Full(count=1_000_000),
 )

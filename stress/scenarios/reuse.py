@@ -245,5 +245,5 @@ SCENARIO = Scenario(
     unit="successions",
     run=run,
     methods=("fork",),
-    full=Full(count=5_000),
+    full=Full(count=2_000),
 )

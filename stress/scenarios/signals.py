@@ -194,5 +194,6 @@ SCENARIO = Scenario(
     faults="hundreds of signals a second to every process, handlers that raise",
     unit="waits",
     run=run,
+    methods=("fork",),
     full=Full(duration=120),
 )

@@ -239,5 +239,5 @@ SCENARIO = Scenario(
     unit="calls",
     run=run,
     methods=("fork",),
-    full=Full(count=2_000_000),
+    full=Full(count=1_000_000),
 )
