@@ -42,11 +42,12 @@ def work(context: Context, index: int) -> None:
     while (step := next(steps, None)) is not None:
         kind, tracked = choose.choice(KINDS), choose.random() < 0.5
         name = context.name(kind)
+        context.tally(f"storms on a {'tracked' if tracked else 'plain'} {kind}")
+        context.channel.flush()  # so that its descriptor is there before any other
         wait_for(context, fork(context, storm, context, name, kind, tracked, f"{index} {step}"))
         for _ in range(THREADS * CALLS - 1):
             next(steps, None)
         context.done("calls", THREADS * CALLS)
-        context.tally(f"storms on a {'tracked' if tracked else 'plain'} {kind}")
 
 
 # ---- a storm ----
