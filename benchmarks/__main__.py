@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 from posix_ipc import mp_integration
 
-from . import inventory, peers
+from . import inventory, peers, tracking
 from .measure import Runner, Timing, interleave, statement
 
 Contest = Mapping[str, Runner]
@@ -176,7 +176,12 @@ CONTESTS: dict[str, list[Callable[[], contextlib.AbstractContextManager[Contest]
     "P8": [queue_contest(16), queue_contest(1024), queue_contest(8192)],
 }
 
-SCENARIOS: dict[str, Callable[[], None]] = {"P10": inventory.run}
+SCENARIOS: dict[str, Callable[[], None]] = {
+    "P7": tracking.p7_pool,
+    "P10": inventory.run,
+    "P11": tracking.p11_reap,
+    "P14": tracking.p14_tracker,
+}
 """Goals without peers, which print their own report."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from lifetime import DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make, run_privately
 from stepping import Stepped, is_allowed
-from support import NOBODY, mount_shm, open_fds, wait_until
+from support import NOBODY, mount_shm, open_fds, skip, wait_until
 
 from posix_ipc import _journal, _reaper
 
@@ -115,7 +115,7 @@ def taken(how):
     try:
         TAKEN[how]()
     except PermissionError:
-        pytest.skip("needs another user")
+        skip("needs another user")
     before = os.lstat(DIRECTORY)
     die_after(lambda: [make(*object_) for object_ in BEFORE])
     die_after(lambda: [make(*object_) for object_ in AFTER])

@@ -39,7 +39,12 @@ def test_distributions(tmp_path):
     assert len(extension) == 1
     assert package == modules | extension | {"_ext.pyi", "py.typed"}
     assert "posix_ipc-2.0.0.dist-info/licenses/LICENSE" in installed
-    assert entry_points.split() == ["[pytest11]", "posix_ipc", "=", "posix_ipc.pytest_plugin"]
+    assert [line for line in entry_points.splitlines() if line] == [
+        "[console_scripts]",
+        "posix-ipc = posix_ipc.__main__:main",
+        "[pytest11]",
+        "posix_ipc = posix_ipc.pytest_plugin",
+    ]
 
     assert metadata["Name"] == "posix_ipc"
     assert metadata["Version"] == "2.0.0"

@@ -167,7 +167,7 @@ close_others(int keep, int limit)
 
 #define LOCK_DESCRIPTOR 3 /* where the tracker finds its lock */
 
-#define TRIES 10 /* ms: others who only look lock it for microseconds */
+#define TRIES 20 /* ms: others who only look lock it for microseconds */
 
 static int
 lock_exclusively(int descriptor)

@@ -1,0 +1,148 @@
+"""Who owns a tracked object: one process, wherever it was taken to, until it says that the object persists."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+
+import pytest
+from lifetime import belong_to_a_new_tree, die_after, existing, make, run_privately
+from support import KINDS, skip
+
+from posix_ipc import ExistentialError, _journal, _reaper
+from posix_ipc.mp_integration import Semaphore, SharedMemory, untrack
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
+
+NAMES = [kind.type.__name__ for kind in KINDS]
+
+# ---- it moves ----
+
+
+def create_and_wait(kind, pipe, go_on):
+    """In a tree of its own: make an object, send it, and see that somebody else owns it in the end."""
+    handle = make(kind, "/taken")
+    assert handle.owned
+    pipe.send(handle)
+    os.read(go_on, 1)
+    assert not handle.owned
+
+
+def take(kind, persists):
+    stay, go_on = os.pipe()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    maker = os.fork()
+    if maker == 0:
+        os.close(go_on)
+        die_after(create_and_wait, kind, writer, stay)
+        os._exit(0)
+    taken = reader.recv()
+    taken.take_ownership()
+    os.close(go_on)
+    assert os.waitpid(maker, 0)[1] == 0
+    if persists:
+        untrack(taken).close()
+    else:
+        taken.close()
+        assert _reaper.reap() == []
+        assert existing([(kind, "/taken")])
+
+
+def taken_from_another_process(kind, persists):
+    die_after(take, kind, persists)
+    _reaper.reap()
+    assert bool(existing([(kind, "/taken")])) == persists
+
+
+@pytest.mark.parametrize("persists", [False, True], ids=["and tracked", "and untracked"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_object_is_taken_from_a_process_that_lives(kind, persists):
+    run_privately(taken_from_another_process, kind, persists)
+
+
+def take_from_a_pickle():
+    first = make("SharedMemory", "/kept")
+    second = pickle.loads(pickle.dumps(first))
+    second.take_ownership()
+    untrack(second).close()
+    assert not first.owned
+
+
+def persists_for_every_handle():
+    die_after(take_from_a_pickle)
+    assert _reaper.reap() == []
+    assert existing([("SharedMemory", "/kept")])
+
+
+def test_what_was_untracked_is_owned_through_no_other_handle():
+    run_privately(persists_for_every_handle)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_is_gone_cannot_be_taken(kind, name):
+    handle = make(kind, name)
+    attached = type(handle).attach(name)
+    handle.unlink()
+    with pytest.raises(ExistentialError, match="lost its name") as caught:
+        attached.take_ownership()
+    assert caught.value.name == name
+    assert not attached.owned
+    handle.close()
+    attached.close()
+
+
+# ---- how it is written down ----
+
+
+def make_what_others_unlink():
+    tracker = belong_to_a_new_tree()
+    for _ in range(10 * _journal.FIRST_SLOTS):
+        semaphore = Semaphore()
+        other = pickle.loads(pickle.dumps(semaphore))
+        other.unlink()
+        other.close()
+        semaphore.close()
+    kept = Semaphore()
+    for _ in range(10 * _journal.FIRST_SLOTS):
+        attached = Semaphore.attach(kept.name)
+        pickle.dumps(attached)
+        attached.close()
+    (process,) = _journal.existing()
+    assert len(process.journals) <= 2
+    kept.unlink()
+    del tracker
+
+
+def test_what_others_unlink_and_what_is_claimed_again_takes_no_room():
+    run_privately(make_what_others_unlink)
+
+
+class Equal(SharedMemory):
+    def __eq__(self, other):
+        return True
+
+
+def test_a_subclass_may_say_what_equals_what(name):
+    with Equal.create(name, size=8) as first, Equal(size=8) as second:
+        assert first == second
+        assert first.owned
+        assert second.owned
+
+
+def use_another_effective_user():
+    if os.getuid() != 0:
+        skip("needs another user")
+    made = []
+    for user in (0, 65534, 0, 65534):
+        os.seteuid(user)
+        made.append(SharedMemory(size=8))
+    os.seteuid(0)
+    directories = {os.path.dirname(process.journals[0].path) for process in _journal.existing()}
+    assert directories == {b"/dev/shm/.posix_ipc-0", b"/dev/shm/.posix_ipc-65534"}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_each_effective_user_has_journals_of_its_own():
+    with pytest.raises(AssertionError, match="SIGKILL"):
+        run_privately(use_another_effective_user)

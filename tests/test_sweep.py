@@ -1,0 +1,306 @@
+"""A sweep beside others who create, take, sweep and die: what it looked at may not be so any more when it acts.
+
+The moments between two of its steps are met by putting what happens then into one of its functions.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, run_privately, trackers
+from support import KINDS, NOBODY, become_nobody, run_python, start_python, wait_until, wait_until_ready
+
+import posix_ipc
+from posix_ipc import _ext, _journal, _owners, _reaper, _tracker
+from posix_ipc.mp_integration import Semaphore, SharedMemory
+
+NAMES = [kind.type.__name__ for kind in KINDS]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
+
+# ---- while it looks ----
+
+
+def take_it_after_the_look():
+    tracker = belong_to_a_new_tree()
+    stay = []
+    die_after(lambda: stay.append(make("SharedMemory", "/taken")))
+    attached = SharedMemory.attach("/taken")
+    look, looks = _owners.Records.look, []
+
+    def look_and_let_take(records):
+        look(records)
+        looks.append(records)
+        if len(looks) == 1:
+            attached.take_ownership()
+            attached.close()
+
+    _owners.Records.look = look_and_let_take
+    assert _reaper.reap() == []
+    assert existing([("SharedMemory", "/taken")])
+    del tracker
+
+
+def test_g5_what_is_taken_after_a_sweep_has_looked_stays():
+    run_privately(take_it_after_the_look)
+
+
+DIE_WITH_ONE_OBJECT = """
+import os, sys
+import posix_ipc
+from posix_ipc import _ext, _tracker
+_tracker.ensure = lambda *_: None  # nobody hears of it
+from posix_ipc.mp_integration import Semaphore
+journal = _ext.Journal(sys.argv[2], 1)
+Semaphore.__new__(Semaphore)._create(journal, sys.argv[1], 0o600, 0)
+if sys.argv[3:]:
+    print("ready", flush=True)
+    sys.stdin.readline()
+os.kill(os.getpid(), 9)
+"""
+
+
+def new_journal():
+    """One whose maker has not yet locked it."""
+    DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+    path = DIRECTORY / "1-1-1.j0"
+    path.touch(0o600)
+    return path
+
+
+def create_and_die_during_a_sweep():
+    new = new_journal()
+    die_after(lambda: make("Semaphore", "/first"))
+
+    def die(line):
+        if new.stat().st_size == 0:
+            run_python(DIE_WITH_ONE_OBJECT, "/second", new, check=False)
+
+    assert [removed.name for removed in _reaper.reap(die)] == ["/first"]
+    assert existing([("Semaphore", "/second")])
+    _reaper.reap()
+    assert not existing([("Semaphore", "/second")])
+    assert not new.exists()
+
+
+def test_g3_what_is_created_and_left_during_a_sweep_goes_at_the_next():
+    run_privately(create_and_die_during_a_sweep)
+
+
+def create_and_live_during_a_sweep():
+    new = new_journal()
+    open_for_look, makers = _journal.open_for_look, []
+    with contextlib.ExitStack() as stack:
+
+        def take_it_first(path, *args):
+            if path == str(new) and not makers:
+                makers.append(stack.enter_context(start_python(DIE_WITH_ONE_OBJECT, "/live", new, "and live")))
+                wait_until_ready(makers[0])
+            return open_for_look(path, *args)
+
+        _journal.open_for_look = take_it_first
+        _reaper.reap()
+        assert existing([("Semaphore", "/live")])
+        assert new.exists()
+
+
+def test_g5_what_is_created_during_a_sweep_by_a_process_that_lives_stays():
+    run_privately(create_and_live_during_a_sweep)
+
+
+def lock_after_the_reading():
+    new = new_journal()
+    read, makers = _journal.read, []
+    with contextlib.ExitStack() as stack:
+
+        def read_and_let_lock(descriptor):
+            contents = read(descriptor)
+            if not makers and os.readlink(f"/proc/self/fd/{descriptor}") == str(new):
+                makers.append(stack.enter_context(start_python(DIE_WITH_ONE_OBJECT, "/live", new, "and live")))
+                wait_until_ready(makers[0])
+            return contents
+
+        _journal.read = read_and_let_lock
+        _reaper.reap()
+        _journal.read = read
+        assert new.exists()
+        assert existing([("Semaphore", "/live")])
+
+
+def test_g5_a_journal_that_is_locked_after_it_was_read_is_that_of_a_living_process():
+    run_privately(lock_after_the_reading)
+
+
+# ---- beside another sweep ----
+
+
+def rename_first():
+    die_after(lambda: make("Semaphore", "/renamed"))
+    path = Path(BY_NAME["Semaphore"].file_of("/renamed"))
+    locked_if_free = _owners.locked_if_free
+
+    def after_another_one(entry, *args):  # what the other sweep did before it was killed
+        path.rename(DIRECTORY / "aside-{}-{}-{}".format(*entry.identity))
+        return locked_if_free(entry, *args)
+
+    _owners.locked_if_free = after_another_one
+    assert [removed.name for removed in _reaper.reap()] == ["/renamed"]
+    assert not list(DIRECTORY.glob("aside-*"))
+
+
+def test_g3_what_a_sweep_that_was_killed_has_put_aside_goes():
+    run_privately(rename_first)
+
+
+def replace_before_the_lock():
+    SharedMemory(size=8).close()
+    (process,) = _journal.existing()
+    lock = os.fsdecode(process.tracker_lock)
+    (tracker,) = wait_until(lambda: trackers(process.token))
+    tracker.kill()
+    wait_until(lambda: not _ext._is_locked(lock))
+    try_lock, looks = _owners.try_lock, []
+
+    def after_another_one(descriptor):
+        if not looks and os.readlink(f"/proc/self/fd/{descriptor}") == lock:
+            looks.append(lock)
+            os.unlink(lock)
+            SharedMemory(size=8).close()  # starts a new tracker
+            wait_until(lambda: _ext._is_locked(lock))
+        return try_lock(descriptor)
+
+    _owners.try_lock = after_another_one
+    _reaper.remove_if_dead(lock)
+    assert looks
+    assert _ext._is_locked(lock)
+
+
+def test_g10_the_lock_of_a_new_tracker_is_not_taken_for_that_of_the_old_one():
+    run_privately(replace_before_the_lock)
+
+
+def start_beside_lookers():
+    SharedMemory(size=8).close()
+    (process,) = _journal.existing()
+    lock = os.fsdecode(process.tracker_lock)
+    looker = "import sys, time\nfrom posix_ipc import _ext\nprint('ready', flush=True)\nwhile True: _ext._is_locked(sys.argv[1]); time.sleep(0.0005)\n"
+    with start_python(looker, lock) as first, start_python(looker, lock) as second:
+        wait_until_ready(first)
+        wait_until_ready(second)
+        for _ in range(10):
+            (tracker,) = wait_until(lambda: trackers(process.token))
+            tracker.kill()
+            wait_until(lambda tracker=tracker: not tracker.is_running() or tracker.status() == "zombie")
+            SharedMemory(size=8).close()
+
+
+def test_g10_a_tracker_starts_while_others_look_for_it():
+    run_privately(start_beside_lookers)
+
+
+# ---- what it cannot read, and what nobody will report ----
+
+
+def create_under_a_umask(umask):
+    os.umask(umask)
+    for kind in NAMES:
+        with contextlib.suppress(posix_ipc.PermissionsError):  # its owner could not read it
+            make(kind, "/masked")
+    early = Path(_journal.directory(), "1-1-1.j0")  # its maker died before it gave it its mode
+    early.touch()
+    early.chmod(0)
+
+
+def sweep_after_a_umask(umask):
+    become_nobody()
+    die_after(create_under_a_umask, umask)
+    masked = [(kind, "/masked") for kind in NAMES]
+    assert len(existing(masked)) == (0 if umask & 0o400 else 3)
+    _reaper.reap()
+    assert not existing(masked)
+    assert os.listdir(f"/dev/shm/.posix_ipc-{NOBODY}") == []
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o400, 0o777])
+def test_g3_no_umask_keeps_anything_from_being_swept(umask):
+    run_privately(sweep_after_a_umask, umask)
+
+
+FILL_AND_DIE = """
+import os, signal
+from posix_ipc.mp_integration import SharedMemory
+room = os.statvfs("/dev/shm")
+SharedMemory.create("/all", size=(room.f_bavail - 40) * room.f_frsize, reserve=True)
+while True:
+    try:
+        SharedMemory.create(size=4096, reserve=True)
+    except OSError:
+        break
+from posix_ipc import _journal, _ext
+(process,) = _journal.existing()
+print(process.token, flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def create_where_the_dead_left_no_room():
+    with subprocess.Popen([sys.executable, "-c", FILL_AND_DIE], stdout=subprocess.PIPE, text=True) as child:
+        token = child.stdout.readline().strip()
+        for tracker in wait_until(lambda: trackers(token)):
+            tracker.kill()
+        wait_until(lambda: not _ext._is_locked(f"{DIRECTORY}/{token}.tracker"))
+        child.kill()
+    assert existing([("SharedMemory", "/all")])
+    SharedMemory(size=4096, reserve=True).unlink()
+    assert not existing([("SharedMemory", "/all")])
+
+
+def test_g3_the_next_creation_sweeps_a_full_file_system_first():
+    run_privately(create_where_the_dead_left_no_room)
+
+
+def leave_what_cannot_be_read():
+    segment = make("SharedMemory", "/unreadable")
+    os.chmod("/dev/shm/unreadable", 0)
+    segment.close()
+
+
+def track_what_cannot_be_read():
+    become_nobody()
+    die_after(leave_what_cannot_be_read)
+    (directory,) = _journal.directories()
+    (journal,) = Path(directory).glob("*.root")
+    lock = os.open(journal.with_suffix(".tracker"), os.O_CREAT | os.O_RDWR, 0o600)
+    assert _owners.try_lock(lock)
+    os.dup2(lock, _tracker.LOCK)
+    _tracker.Tracker(directory, journal.stem).run()  # until it has nothing to wait for
+    assert existing([("SharedMemory", "/unreadable")])
+    assert journal.exists()  # for a sweep by somebody who may read it
+    assert not journal.with_suffix(".tracker").exists()
+
+
+def test_a_tracker_does_not_wait_for_what_it_cannot_read():
+    run_privately(track_what_cannot_be_read)
+
+
+# ---- where there is no tracker ----
+
+
+def create_in_a_frozen_application():
+    sys.frozen = True
+    tracked = Semaphore()
+    (process,) = _journal.existing()
+    assert not _ext._is_locked(process.tracker_lock)
+    tracked.close()
+    _tracker.ensure(process, None)
+    del sys.frozen
+    _tracker.ensure(process, multiprocessing.spawn.get_executable())
+    assert _ext._is_locked(process.tracker_lock)
+
+
+def test_the_program_of_a_frozen_application_is_no_tracker():
+    run_privately(create_in_a_frozen_application)
