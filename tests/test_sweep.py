@@ -187,7 +187,10 @@ def start_beside_lookers():
     SharedMemory(size=8).close()
     (process,) = _journal.existing()
     lock = os.fsdecode(process.tracker_lock)
-    looker = "import sys, time\nfrom posix_ipc import _ext\nprint('ready', flush=True)\nwhile True: _ext._is_locked(sys.argv[1]); time.sleep(0.0005)\n"
+    looker = (
+        "import sys, time\nfrom posix_ipc import _ext\nprint('ready', flush=True)\n"
+        "while True: _ext._is_locked(sys.argv[1]); time.sleep(0.0005)\n"
+    )
     with start_python(looker, lock) as first, start_python(looker, lock) as second:
         wait_until_ready(first)
         wait_until_ready(second)
