@@ -64,7 +64,7 @@ class _Look:
         self._shm, self._names, self._found = shm, names, found
         device = b"%02x:%02x" % (os.major(shm), os.minor(shm))
         self._needle = b" " + device + b" "
-        self._mapping = re.compile(rb"^\S+ (\S)\S+ \S+ " + device + rb" (\d+)", re.MULTILINE)
+        self._mapping = re.compile(rb"^\S+ \S+ \S+ " + device + rb" (\d+)", re.MULTILINE)
         self._root = os.stat("/").st_dev
 
     def at(self, pid: int) -> None:
@@ -89,10 +89,8 @@ class _Look:
         with open(f"{directory}/maps", "rb", buffering=0) as file:
             maps = file.readall()
         if self._needle in maps:
-            for readable, inode in self._mapping.findall(maps):
-                # The lease of a segment is a page that cannot be touched.
-                how = "lease" if readable == b"-" else "mapping"
-                self._found.holders[self._shm, int(inode)][pid].add(how)
+            for inode in self._mapping.findall(maps):
+                self._found.holders[self._shm, int(inode)][pid].add("mapping")
         if maps:
             self._look_at_descriptors(pid, os.fsencode(directory))
         return bool(maps)

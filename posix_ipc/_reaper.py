@@ -67,9 +67,10 @@ PATIENCE = 0.25
 
 
 class _SweepLock:
-    """As a rule one sweep of a directory at a time, for several would only do the same work: a lock of the directory.
+    """As a rule one sweep of a directory at a time: a lock of the directory itself.
 
-    A file for it could not be made when there is no room left, and a sweep would be needed most.
+    It spares several the same work; a sweep must be right beside another one all the same, since it does not wait for
+    ever. A file to lock could not be made when there is no room left, and a sweep is needed most.
     """
 
     def __init__(self, directory: str, wait: bool) -> None:

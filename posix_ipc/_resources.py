@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from posix_ipc._trace import SHM
+from posix_ipc._journal import SHM
 
 Identity = tuple[int, int]
 """(device, inode)"""

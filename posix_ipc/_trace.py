@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NamedTuple
 
-SHM = "/dev/shm"
+from posix_ipc import _journal
+
 MOST_FRAMES = 8
 MOST_BYTES = 16 << 20
 """Children write no more than this, so that one which creates for ever does not fill the disk."""
@@ -131,7 +132,7 @@ class Trace:
 
 def file_of(kind: str, name: str) -> str:
     """The path of a semaphore or segment."""
-    return f"{SHM}/{'sem.' if kind == 'semaphore' else ''}{name.lstrip('/')}"
+    return os.fsdecode(_journal.path_of(kind, os.fsencode(name)))
 
 
 def identity_of(path: str) -> tuple[int, int] | None:
