@@ -29,7 +29,7 @@ from posix_ipc._reaper import Removed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from posix_ipc.leaks import find_leaks, inventory
+    from posix_ipc.leaks import find_leaks, inventory, leak_check
 
 __all__ = [
     "IPCManager",
@@ -39,6 +39,7 @@ __all__ = [
     "SharedMemory",
     "find_leaks",
     "inventory",
+    "leak_check",
     "reap",
     "track",
     "untrack",
@@ -380,7 +381,7 @@ def reap() -> list[Removed]:
 
 # ---- names of posix_ipc.leaks, which imports psutil ----
 
-_OF_LEAKS = frozenset({"find_leaks", "inventory"})
+_OF_LEAKS = frozenset({"find_leaks", "inventory", "leak_check"})
 
 
 def __getattr__(name: str) -> Any:
