@@ -124,6 +124,8 @@ class _Run:
             self._sweep_away()
             self._take_reports(0)
             self._reader.close()
+        if result.status == PASSED and not result.operations:
+            result.violated(f"nothing was done: 0 {result.unit}, which shows nothing")
         result.seconds = time.monotonic() - self._began
         result.stderr = (self._directory / "stderr").read_text(errors="replace")[-4000:]
         result.series = {pid: series for pid, series in result.series.items() if len(series.at) >= 3}

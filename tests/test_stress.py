@@ -125,7 +125,7 @@ def test_what_a_scenario_counts(run):
 
 
 def test_a_skipped_scenario_says_why_and_is_counted_apart(run):
-    passed, skipped = run("pass"), run("context.skip('no moon tonight')")
+    passed, skipped = run("context.done('steps')"), run("context.skip('no moon tonight')")
     assert skipped.status == SKIPPED
     summary = report.summary([passed, skipped])
     assert "1 passed, 1 skipped.\nskipped: test [fork]: no moon tonight" in summary
@@ -172,6 +172,7 @@ def test_what_is_left_behind_is_reported_and_removed(run, what):
     ("body", "reported"),
     [
         ("context.violated('so not')", "so not"),
+        ("pass", "nothing was done: 0 steps"),
         ("1 / 0", "ZeroDivisionError"),
         ("os._exit(3)", "ended with status 3"),
         ("os.kill(os.getpid(), 11)", "ended with SIGSEGV"),
