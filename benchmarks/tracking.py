@@ -29,7 +29,8 @@ def nothing(task: object) -> None:
 
 
 def p7_pool() -> None:
-    """Pool.map, chunksize=1, of 10,000 small tasks that each carry a tracked segment and semaphore"""
+    """What tasks take that carry a tracked segment and semaphore, each attached to afresh."""
+    print(f"P7 Pool.map, chunksize=1, {ROUNDS} x {TASKS} small tasks", flush=True)
     for method in ("fork", "spawn"):
         with (
             SharedMemory(size=4096) as segment,
@@ -63,12 +64,14 @@ def run_apart(what: str) -> None:
 
 
 def p11_reap() -> None:
-    """reap 10,000 orphans"""
+    """How long a sweep takes that removes so many; it must grow no faster than they do."""
+    print("P11 a sweep beside nobody", flush=True)
     run_apart("reap")
 
 
 def p14_tracker() -> None:
-    """the tracker while nothing is owed"""
+    """Its memory, and how often it wakes."""
+    print("P14 the tracker, while nothing is owed", flush=True)
     run_apart("tracker")
 
 
@@ -120,7 +123,7 @@ def reap_orphans() -> None:
 
 def watch_tracker(seconds: float = 5) -> None:
     with tree(100) as (root, tracker):
-        time.sleep(1)  # its start
+        time.sleep(1)  # longer than its start takes
         before = tracker.cpu_times(), tracker.num_ctx_switches()
         time.sleep(seconds)
         after = tracker.cpu_times(), tracker.num_ctx_switches()
