@@ -82,6 +82,8 @@ class leak_check:
         /,
     ) -> None:
         __tracebackhide__ = True  # pytest: the news is the block
+        if not self._running:
+            raise ValueError("leak_check: its block was left without having been entered")
         check = self._running.pop()
         if exc_value is not None:
             with contextlib.suppress(OSError):  # it would mask the block's own

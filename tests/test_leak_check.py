@@ -722,6 +722,11 @@ def test_repeat_needs_a_function():
         leak_check(repeat=0)
 
 
+def test_a_block_is_entered_before_it_is_left():
+    with pytest.raises(ValueError, match="without having been entered"):
+        leak_check().__exit__()
+
+
 async def coroutine():
     pass
 

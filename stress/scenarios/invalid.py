@@ -79,8 +79,9 @@ def run(context: Context) -> None:
 
 
 def public_modules() -> list[Any]:
-    """The package and its public modules, whatever they are."""
-    names = [each.name for each in pkgutil.iter_modules(posix_ipc.__path__) if not each.name.startswith("_")]
+    """The package and its public modules, whatever they are; but the pytest plugin, which pytest alone calls."""
+    found = [each.name for each in pkgutil.iter_modules(posix_ipc.__path__) if not each.name.startswith("_")]
+    names = [name for name in found if name != "pytest_plugin"]
     return [posix_ipc, *(importlib.import_module(f"{posix_ipc.__name__}.{name}") for name in names)]
 
 
