@@ -15,7 +15,7 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from posix_ipc import _ext
@@ -242,7 +242,6 @@ KINDS = {ord("s"): "semaphore", ord("m"): "shared_memory", ord("q"): "message_qu
 _HEADER = struct.Struct("=8sIIQ")
 _SLOT = struct.Struct("=BBBxHxxQQQ")
 _SLOT_SIZE = 288
-_SUMMARY = struct.Struct(f"=BxBxxxxxQQQ{_SLOT_SIZE - _SLOT.size}x")
 _LARGEST = (MOST_SLOTS + 1) * _SLOT_SIZE
 _MAGIC = b"pipcjrn\0"
 _VERSION = 1
@@ -274,16 +273,18 @@ class Contents:
         """All that it says. Raises NotAJournalError at what makes no sense."""
         return list(_entries(self._data))
 
+    @property
+    def is_empty(self) -> bool:
+        """Not even a header: its maker is about to write that, or died before."""
+        return not self._data
+
     def says_the_same(self, other: Contents) -> bool:
         return self._data == other._data
 
     def identities(self, only_shared: bool) -> set[Identity]:
-        """What it owns or claims. Much quicker than the entries, and all that is asked of a living process."""
-        return {
-            (device, inode, born)
-            for state, shared, device, inode, born in _SUMMARY.iter_unpack(self._data[_SLOT_SIZE:])
-            if state in (OWNED, CLAIM) and (shared or not only_shared)
-        }
+        """What it owns or claims. Quicker than the entries, and all that is asked of a living process."""
+        slots = (_SLOT.unpack_from(self._data, offset) for offset in _used(self._data))
+        return {slot[4:] for slot in slots if slot[0] != INTENT and (slot[2] or not only_shared)}
 
     def intents(self) -> set[bytes]:
         """The names of queues that it is about to make."""
@@ -298,12 +299,13 @@ class NotAJournalError(Exception):
 
 def read(descriptor: int) -> Contents:
     """Read a journal. One whose maker died before it had a header, of which the magic comes last, is empty."""
-    data = b""
-    while len(data) <= _LARGEST and (chunk := os.read(descriptor, 1 << 20)):
-        data += chunk
-    if len(data) <= _LARGEST and not data[: len(_MAGIC)].strip(b"\0"):
+    size = os.fstat(descriptor).st_size
+    if size > _LARGEST:
+        raise NotAJournalError(f"its size is {size}")
+    data = os.pread(descriptor, size, 0)
+    if not data[: len(_MAGIC)].strip(b"\0"):
         return Contents(0, b"")
-    if not _SLOT_SIZE <= len(data) <= _LARGEST or len(data) % _SLOT_SIZE:
+    if len(data) < _SLOT_SIZE or len(data) % _SLOT_SIZE:
         raise NotAJournalError(f"its size is {len(data)}")
     magic, version, slot_size, namespace = _HEADER.unpack_from(data)
     if (magic, version, slot_size) != (_MAGIC, _VERSION, _SLOT_SIZE):
@@ -312,16 +314,34 @@ def read(descriptor: int) -> Contents:
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
-    for offset in range(_SLOT_SIZE, len(data), _SLOT_SIZE):
+    for offset in _used(data):
         state, kind, shared, length, device, inode, born = _SLOT.unpack_from(data, offset)
-        if state not in (INTENT, OWNED, CLAIM):
-            continue
         if kind not in KINDS or not 0 < length <= _SLOT_SIZE - _SLOT.size:
             raise NotAJournalError(f"the slot at {offset} is {data[offset : offset + 16]!r}")
         name = data[offset + _SLOT.size : offset + _SLOT.size + length]
         if b"\0" in name:
             raise NotAJournalError(f"the name at {offset} is {name!r}")
         yield Entry(state, KINDS[kind], bool(shared), (device, inode, born), name, offset // _SLOT_SIZE - 1)
+
+
+def _used(data: bytes) -> list[int]:
+    """Where the slots are that say something."""
+    states = data[_SLOT_SIZE::_SLOT_SIZE]
+    return [index * _SLOT_SIZE for index, state in enumerate(states, 1) if state in (INTENT, OWNED, CLAIM)]
+
+
+def still_said(path: str, entries: Iterable[Entry]) -> list[Entry]:
+    """Those of the entries read in this journal that nobody has struck out since. See `_reaper.disown`."""
+    descriptor = open_for_look(path)
+    if descriptor is None:
+        return []
+    with closing(descriptor):
+        return [entry for entry in entries if _reads(descriptor, entry)]
+
+
+def _reads(descriptor: int, entry: Entry) -> bool:
+    slot = os.pread(descriptor, _SLOT.size, (entry.slot + 1) * _SLOT_SIZE)
+    return len(slot) == _SLOT.size and (slot[0], _SLOT.unpack(slot)[4:]) == (entry.state, entry.identity)
 
 
 def path_of(kind: str, name: bytes) -> bytes:

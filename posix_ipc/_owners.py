@@ -59,11 +59,14 @@ class Records:
     def __init__(self, log: Log = silent, ending: Collection[str] = (), uid: int | None = None) -> None:
         self._log, self._ending, self._uid = log, ending, uid
         self.ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
+        self._of_the_dead: dict[str, tuple[File, Contents]] = {}
         self.look()
 
     def look(self) -> None:
-        """Read everything anew. Whoever has locked an object before has the last word: a record is written down before
-        its lease goes."""
+        """Read anew what may have changed: not the journals of the dead, which nobody takes over.
+
+        Whoever has locked an object before has the last word: a record is written down before its lease goes.
+        """
         self.blind = False
         """Is there a journal of a living process that cannot be understood? Then nobody knows what that owns."""
         self.journals: list[tuple[File, Contents]] = []
@@ -89,7 +92,12 @@ class Records:
             except FileNotFoundError:  # wiped just now
                 continue
             for match in filter(None, map(_journal.TOKEN_FILE.fullmatch, names)):
-                file = self._file(f"{directory}/{match[0]}", match["token"], match["role"])
+                path = f"{directory}/{match[0]}"
+                if path in self._of_the_dead:
+                    self.journals.append(self._of_the_dead[path])
+                    yield self._of_the_dead[path][0]
+                    continue
+                file = self._file(path, match["token"], match["role"])
                 if file is not None:
                     yield file
 
@@ -116,6 +124,8 @@ class Records:
                 contents = None
         if contents is not None:
             self.journals.append((file, contents))
+            if not file.live and not contents.is_empty:  # what is empty may be new, and not yet locked
+                self._of_the_dead[path] = file, contents
         elif file.is_journal and file.live:
             self.blind = True
         return file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Collection
@@ -94,6 +95,14 @@ BATCH = 64
 """Objects that are locked at a time, before a last look at who owns them."""
 
 
+class _Item(NamedTuple):
+    """What a dead process has written down."""
+
+    file: File
+    contents: Contents
+    entry: Entry
+
+
 def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen) -> Swept:
     """Do what the files of the dead in one directory ask for. What those in the others protect counts too."""
     records = Records(log, ending)
@@ -102,14 +111,14 @@ def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen
     swept = Swept([], set())
     in_this = f"{directory}/"
     dead = {file for file in records.files if not file.live and file.path.startswith(in_this)}
-    for file, contents in list(records.journals):
-        if file not in dead:
-            continue
-        entries = [entry for entry in contents.entries if chosen(entry)]
-        done = len(entries) == len(contents.entries)
-        for start in range(0, len(entries), BATCH):
-            done &= _finish(records, file, contents, entries[start : start + BATCH], swept, log)
-        if done:
+    journals = [each for each in records.journals if each[0] in dead]
+    items = [_Item(file, contents, entry) for file, contents in journals for entry in contents.entries]
+    kept = {item.file for item in items if not chosen(item.entry)}
+    items = [item for item in items if chosen(item.entry)]
+    for start in range(0, len(items), BATCH):
+        kept |= _finish(records, items[start : start + BATCH], swept, log)
+    for file, contents in journals:
+        if file not in kept:
             remove_if_dead(file.path, contents)
     for file in dead:
         if not file.is_journal and file.token not in records.live_roots:
@@ -117,22 +126,43 @@ def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen
     return swept
 
 
-def _finish(records: Records, file: File, contents: Contents, batch: list[Entry], swept: Swept, log: Log) -> bool:
-    """True: nothing more is to be done for these entries."""
+def _finish(records: Records, batch: list[_Item], swept: Swept, log: Log) -> set[File]:
+    """The journals that have to stay, because something is still to be done for one of these."""
+    kept = set()
     with contextlib.ExitStack() as locks:
-        outcomes = [_look(records, file, contents, entry, locks) for entry in batch]
-        if _owners.FREE in outcomes:
-            records.look()  # while this sweep was on its way, or stopped, somebody may have become an owner
-        for index, entry in enumerate(batch):
-            if outcomes[index] == _owners.FREE:
-                outcomes[index] = _remove_if_open(records, file, contents, entry)
-            if outcomes[index] == REMOVED:
-                name = os.fsdecode(entry.name)
-                log(f"removed {entry.kind} {name!r}: its owner, recorded in {file.path}, is dead, and nobody uses it")
-                swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(file.path)))
-    if not _OWED.isdisjoint(outcomes):
-        swept.owed.add(file.token)
-    return all(outcome in (REMOVED, _owners.GONE, _owners.CLAIMED) for outcome in outcomes)
+        outcomes = [_look(records, item, locks) for item in batch]
+        # While this sweep was on its way, or stopped, somebody may have become an owner, or then let it persist. He who
+        # takes an object writes his record before he strikes out the others, so look in this order.
+        free = [item for item, outcome in zip(batch, outcomes, strict=True) if outcome == _owners.FREE]
+        if free:
+            records.look()
+        said = _still_said(free)
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if outcome == _owners.FREE:
+                outcome = _remove_if_open(records, item) if item in said else KEPT
+            if outcome == REMOVED:
+                _tell(item, swept, log)
+            if outcome in _OWED:
+                swept.owed.add(item.file.token)
+            if outcome not in (REMOVED, _owners.GONE, _owners.CLAIMED):
+                kept.add(item.file)
+    return kept
+
+
+def _still_said(items: list[_Item]) -> set[_Item]:
+    said = set()
+    for path, group in itertools.groupby(items, key=lambda item: item.file.path):
+        of_one = list(group)
+        entries = set(_journal.still_said(path, [item.entry for item in of_one]))
+        said |= {item for item in of_one if item.entry in entries}
+    return said
+
+
+def _tell(item: _Item, swept: Swept, log: Log) -> None:
+    entry, path = item.entry, item.file.path
+    name = os.fsdecode(entry.name)
+    log(f"removed {entry.kind} {name!r}: its owner, recorded in {path}, is dead, and nobody uses it")
+    swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(path)))
 
 
 REMOVED, KEPT = "removed", "kept"
@@ -140,29 +170,31 @@ _OWED = {_owners.PROTECTED, _owners.LEASED, KEPT}
 """What will change without a report."""
 
 
-def _look(records: Records, file: File, contents: Contents, entry: Entry, locks: contextlib.ExitStack) -> str:
+def _look(records: Records, item: _Item, locks: contextlib.ExitStack) -> str:
     """The fate of an entry, and of an open one what its object says, which is locked if it is free."""
-    fate = records.fate(file, contents, entry)
+    fate = records.fate(*item)
     if fate != _owners.OPEN:
         return fate
-    if entry.kind != "message_queue":
-        _settle(file, entry)
-    outcome = locks.enter_context(_owners.locked_if_free(entry, records.live_intents))
-    if outcome == _owners.GONE and entry.kind != "message_queue" and _settle(file, entry):
+    is_file = item.entry.kind != "message_queue"
+    if is_file:
+        _settle(item)
+    outcome = locks.enter_context(_owners.locked_if_free(item.entry, records.live_intents))
+    if outcome == _owners.GONE and is_file and _settle(item):
         return REMOVED  # by another sweep, which may have been killed since it put it aside
     return outcome
 
 
-def _remove_if_open(records: Records, file: File, contents: Contents, entry: Entry) -> str:
+def _remove_if_open(records: Records, item: _Item) -> str:
     """Remove an object that is locked, unless somebody owns it by now."""
-    fate = records.fate(file, contents, entry)
+    fate = records.fate(*item)
     if fate != _owners.OPEN:
         return fate
+    entry = item.entry
     if records.blind or (entry.state == INTENT and entry.name in records.live_intents):
         return KEPT
     if entry.kind != "message_queue":
         try:
-            return remove_by_rename(_journal.path_of(entry.kind, entry.name), _aside(file, entry), entry.identity)
+            return remove_by_rename(_journal.path_of(entry.kind, entry.name), _aside(item), entry.identity)
         except OSError:
             return KEPT
     with contextlib.suppress(posix_ipc.ExistentialError):
@@ -170,12 +202,12 @@ def _remove_if_open(records: Records, file: File, contents: Contents, entry: Ent
     return REMOVED
 
 
-def _aside(file: File, entry: Entry) -> bytes:
-    return os.fsencode(os.path.dirname(file.path)) + b"/aside-%d-%d-%d" % entry.identity
+def _aside(item: _Item) -> bytes:
+    return os.fsencode(os.path.dirname(item.file.path)) + b"/aside-%d-%d-%d" % item.entry.identity
 
 
-def _settle(file: File, entry: Entry) -> bool:
-    return settle_leftover(_aside(file, entry), _journal.path_of(entry.kind, entry.name), entry.identity)
+def _settle(item: _Item) -> bool:
+    return settle_leftover(_aside(item), _journal.path_of(item.entry.kind, item.entry.name), item.entry.identity)
 
 
 def remove_by_rename(path: bytes, aside: bytes, identity: Identity, kept: Callable[[], bool] = lambda: False) -> str:

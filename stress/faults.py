@@ -142,9 +142,9 @@ def blind_reaper() -> None:
     _tracker.ensure = lambda process, executable: None
     finish = _reaper._finish
 
-    def blind(records: Any, file: Any, contents: Any, batch: list[Any], swept: Any, log: Any) -> bool:
-        queues = [entry for entry in batch if entry.kind == "message_queue"]
-        return finish(records, file, contents, queues, swept, log) and queues == batch
+    def blind(records: Any, batch: list[Any], swept: Any, log: Any) -> set[Any]:
+        queues = [item for item in batch if item.entry.kind == "message_queue"]
+        return finish(records, queues, swept, log) | {item.file for item in batch if item not in queues}
 
     _reaper._finish = blind
 

@@ -16,7 +16,7 @@ from support import KINDS, NOBODY, become_nobody, run_python, start_python, wait
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _owners, _reaper, _tracker
-from posix_ipc.mp_integration import Semaphore, SharedMemory
+from posix_ipc.mp_integration import Semaphore, SharedMemory, untrack
 
 NAMES = [kind.type.__name__ for kind in KINDS]
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for
 # ---- while it looks ----
 
 
-def take_it_after_the_look():
+def take_it_after_the_look(persists):
     tracker = belong_to_a_new_tree()
     stay = []
     die_after(lambda: stay.append(make("SharedMemory", "/taken")))
@@ -37,6 +37,8 @@ def take_it_after_the_look():
         looks.append(records)
         if len(looks) == 1:
             attached.take_ownership()
+            if persists:
+                untrack(attached).close()
             attached.close()
 
     _owners.Records.look = look_and_let_take
@@ -45,8 +47,9 @@ def take_it_after_the_look():
     del tracker
 
 
-def test_g5_what_is_taken_after_a_sweep_has_looked_stays():
-    run_privately(take_it_after_the_look)
+@pytest.mark.parametrize("persists", [False, True], ids=["and tracked", "and untracked"])
+def test_g5_what_is_taken_after_a_sweep_has_looked_stays(persists):
+    run_privately(take_it_after_the_look, persists)
 
 
 DIE_WITH_ONE_OBJECT = """
