@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,8 +21,12 @@ def original() -> ModuleType:
     spec = importlib.util.spec_from_file_location("posix_ipc", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    ours = sys.modules[spec.name]
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules[spec.name] = ours  # a module with a single-phase init puts itself there
     return module
 
 
