@@ -61,22 +61,38 @@ class Tracker:
         self._root = self._open_root() if self._root_lives else None
         self._proxy: _ext.Journal | None = None
         self._events: int | None = None
+        self._has_retired = False
 
     def run(self) -> None:
         happened, pause = True, SHORTEST
         while True:
             self._settle_in()
+            # Before the sweep, which finds what is left by those who die after this look.
+            somebody_lives = self._root_lives or self._lives_on()
             owed = self._sweep()
-            if not (self._root_lives or owed or self._lives_on()):
-                break
-            # Nobody reports that a lease ends, or a doorbell that is missing; all else is waited for in peace. After a
-            # death there is one more look, for the report may come before the lock is released.
-            in_peace = not (owed or happened) and None not in (self._root, self._events, self._proxy)
-            happened = self._wait(None if in_peace else pause)
+            if not (somebody_lives or owed):
+                if self._has_retired:
+                    break
+                self._retire()
+                continue
+            happened = self._wait(None if self._is_in_peace(owed or happened) else pause)
             pause = SHORTEST if happened else min(pause * 1.5, LONGEST)
         _reaper.remove_if_dead(self._path("proxy"))
+
+    def _retire(self) -> None:
+        """Be no longer found. Who relied on this tracker until now has a journal already: one more look is for him."""
+        self._has_retired = True
         if os.fstat(LOCK).st_nlink:  # else the path leads to that of another one
             os.unlink(self._path("tracker"))
+
+    def _is_in_peace(self, is_busy: bool) -> bool:
+        """Is all that is waited for reported?
+
+        Not that a lease ends, nor anything without a doorbell. After a death there is one more look, for the report may
+        come before the lock is released.
+        """
+        sources = [self._events, self._root, self._proxy] if self._root_lives else [self._events]
+        return not is_busy and None not in sources
 
     def _path(self, role: str) -> str:
         return f"{self._directory}/{self._token}.{role}"

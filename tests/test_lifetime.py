@@ -2,21 +2,18 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 from lifetime import DIRECTORY, Tree, existing, journal_files, trackers, wait_until_gone
-from support import CLONE_NEWNS, enter_new_namespaces, mount_shm, run_function, run_python, unique_name, wait_until
+from support import run_python, unique_name, wait_until
 
 from posix_ipc import _reaper
-from posix_ipc.mp_integration import SharedMemory, reap
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
 
@@ -352,29 +349,3 @@ def test_g5_an_attacher_that_is_killed_takes_nothing_with_it(tree):
         check=False,
     )
     assert existing(tree.objects) == tree.objects
-
-
-def watch_an_idle_tracker():
-    enter_new_namespaces(CLONE_NEWNS)
-    mount_shm()  # in the directory that all share, the journals of others wake it, if only to look whose they are
-    with SharedMemory(size=8):
-        token = multiprocessing.current_process()._config["posix_ipc_token"]
-        (tracker,) = wait_until(lambda: trackers(token))
-
-        def work_done():
-            return tracker.cpu_times(), tracker.num_ctx_switches()
-
-        def rests():
-            before = work_done()
-            time.sleep(0.3)
-            return work_done() == before
-
-        wait_until(rests)
-        before = work_done()
-        reap()  # by a process of its own, beside it
-        assert work_done() == before
-
-
-@pytest.mark.slow
-def test_the_tracker_sleeps_while_nothing_is_owed():
-    run_function(watch_an_idle_tracker)

@@ -4,7 +4,6 @@ The moments between two of its steps are met by putting what happens then into o
 """
 
 import contextlib
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existi
 from support import KINDS, NOBODY, become_nobody, run_python, start_python, wait_until, wait_until_ready
 
 import posix_ipc
-from posix_ipc import _ext, _journal, _owners, _reaper, _tracker
-from posix_ipc.mp_integration import Semaphore, SharedMemory, untrack
+from posix_ipc import _ext, _journal, _owners, _reaper
+from posix_ipc.mp_integration import SharedMemory, untrack
 
 NAMES = [kind.type.__name__ for kind in KINDS]
 
@@ -186,28 +185,6 @@ def test_g10_the_lock_of_a_new_tracker_is_not_taken_for_that_of_the_old_one():
     run_privately(replace_before_the_lock)
 
 
-def start_beside_lookers():
-    SharedMemory(size=8).close()
-    (process,) = _journal.existing()
-    lock = os.fsdecode(process.tracker_lock)
-    looker = (
-        "import sys, time\nfrom posix_ipc import _ext\nprint('ready', flush=True)\n"
-        "while True: _ext._is_locked(sys.argv[1]); time.sleep(0.0005)\n"
-    )
-    with start_python(looker, lock) as first, start_python(looker, lock) as second:
-        wait_until_ready(first)
-        wait_until_ready(second)
-        for _ in range(10):
-            (tracker,) = wait_until(lambda: trackers(process.token))
-            tracker.kill()
-            wait_until(lambda tracker=tracker: not tracker.is_running() or tracker.status() == "zombie")
-            SharedMemory(size=8).close()
-
-
-def test_g10_a_tracker_starts_while_others_look_for_it():
-    run_privately(start_beside_lookers)
-
-
 # ---- what it cannot read, and what nobody will report ----
 
 
@@ -267,46 +244,3 @@ def create_where_the_dead_left_no_room():
 
 def test_g3_the_next_creation_sweeps_a_full_file_system_first():
     run_privately(create_where_the_dead_left_no_room)
-
-
-def leave_what_cannot_be_read():
-    segment = make("SharedMemory", "/unreadable")
-    os.chmod("/dev/shm/unreadable", 0)
-    segment.close()
-
-
-def track_what_cannot_be_read():
-    become_nobody()
-    die_after(leave_what_cannot_be_read)
-    (directory,) = _journal.directories()
-    (journal,) = Path(directory).glob("*.root")
-    lock = os.open(journal.with_suffix(".tracker"), os.O_CREAT | os.O_RDWR, 0o600)
-    assert _owners.try_lock(lock)
-    os.dup2(lock, _tracker.LOCK)
-    _tracker.Tracker(directory, journal.stem).run()  # until it has nothing to wait for
-    assert existing([("SharedMemory", "/unreadable")])
-    assert journal.exists()  # for a sweep by somebody who may read it
-    assert not journal.with_suffix(".tracker").exists()
-
-
-def test_a_tracker_does_not_wait_for_what_it_cannot_read():
-    run_privately(track_what_cannot_be_read)
-
-
-# ---- where there is no tracker ----
-
-
-def create_in_a_frozen_application():
-    sys.frozen = True
-    tracked = Semaphore()
-    (process,) = _journal.existing()
-    assert not _ext._is_locked(process.tracker_lock)
-    tracked.close()
-    _tracker.ensure(process, None)
-    del sys.frozen
-    _tracker.ensure(process, multiprocessing.spawn.get_executable())
-    assert _ext._is_locked(process.tracker_lock)
-
-
-def test_the_program_of_a_frozen_application_is_no_tracker():
-    run_privately(create_in_a_frozen_application)
