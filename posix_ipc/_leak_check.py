@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -142,6 +143,8 @@ class Check:
             descriptor, path = tempfile.mkstemp(prefix="posix_ipc-trace-")
             os.close(descriptor)
             self._trace = Trace(path, self._pid)
+            # Nobody may ever leave the block: of a generator that is not run to its end, or at the end of the program.
+            self._stop = weakref.finalize(self, _stop, self._trace, self._pid)
             self._trace.start()
 
     def finish(self, let_go: Callable[[], object] = gc.collect) -> LeakReport:
@@ -163,10 +166,9 @@ class Check:
 
     def abandon(self) -> None:
         """Stop without a result."""
-        trace, self._trace = self._trace, None
-        if trace is not None:
-            trace.stop()
-            os.unlink(trace.path)
+        if self._trace is not None:
+            self._trace = None
+            self._stop()
 
     @contextlib.contextmanager
     def excluding(self) -> Iterator[None]:
@@ -202,6 +204,12 @@ class Check:
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
         return left
+
+
+def _stop(trace: Trace, pid: int) -> None:
+    trace.stop()
+    if os.getpid() == pid:  # not that of a forked child, which has inherited it
+        os.unlink(trace.path)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Trace:
         _tell_children()
 
     def stop(self) -> None:
-        _active.remove(self)
+        with contextlib.suppress(ValueError):  # it is not on
+            _active.remove(self)
         _tell_children()
 
     def surviving(self) -> list[Creation]:

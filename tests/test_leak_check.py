@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from support import (
     finish,
     libc,
     run_function,
+    run_python,
     start_python,
     wait_until,
     wait_until_ready,
@@ -661,6 +663,46 @@ def test_nothing_stays_of_a_check():
         assert config != before
     assert not os.path.exists(path)
     assert config.keys() == before.keys()
+
+
+def traces(directory):
+    return [path.name for path in directory.glob("posix_ipc-trace-*")]
+
+
+def test_a_check_that_is_never_left_goes_with_its_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def stop_in_the_midst():
+        with leak_check():
+            yield
+
+    heard = list(_trace._active)
+    halfway = stop_in_the_midst()
+    next(halfway)
+    assert traces(tmp_path)
+    assert len(_trace._active) == len(heard) + 1
+    leak_check().__enter__()  # nobody can leave it
+    assert len(_trace._active) == len(heard) + 1
+    del halfway
+    assert _trace._active == heard
+    assert not traces(tmp_path)
+
+
+END_IN_THE_MIDST = """
+import os, sys
+from posix_ipc.leaks import leak_check
+check = leak_check()
+check.__enter__()
+if os.fork() == 0:
+    sys.exit()  # a child that ends in an orderly way
+os.wait()
+assert len(os.listdir(sys.argv[1])) == 1
+"""
+
+
+def test_a_check_that_is_never_left_goes_with_its_program(tmp_path):
+    run_python(END_IN_THE_MIDST, tmp_path, env={"TMPDIR": str(tmp_path)})
+    assert not traces(tmp_path)
 
 
 def test_function(name):
