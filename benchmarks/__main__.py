@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 from posix_ipc import mp_integration
 
-from . import inventory, peers, tracking
+from . import inventory, peers, stress_ng, tracking
 from .measure import Runner, Timing, interleave, statement
 
 Contest = Mapping[str, Runner]
@@ -181,6 +181,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "P10": inventory.run,
     "P11": tracking.p11_reap,
     "P14": tracking.p14_tracker,
+    "stress-ng": stress_ng.run,
 }
 """Goals without peers, which print their own report."""
 

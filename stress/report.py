@@ -36,7 +36,6 @@ def seconds_as_text(seconds: float) -> str:
 
 
 def _row(result: Result) -> list[str]:
-    rate = result.operations / result.seconds if result.seconds else 0
     return [
         str(result.number),
         result.scenario,
@@ -44,7 +43,7 @@ def _row(result: Result) -> list[str]:
         result.status,
         f"{result.seconds:.1f}",
         f"{result.operations:,} {result.unit}",
-        f"{rate:,.0f}",
+        f"{result.per_second:,.0f}",
         ", ".join(f"{number:,} {what}" for what, number in sorted(result.errors.items())) or "none",
     ]
 

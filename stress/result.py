@@ -76,6 +76,10 @@ class Result:
         return self.done[self.unit]
 
     @property
+    def per_second(self) -> float:
+        return self.operations / self.seconds if self.seconds else 0.0
+
+    @property
     def command(self) -> str:
         return shlex.join(["python", "-m", "stress", *self.repeat])
 
@@ -92,6 +96,8 @@ class Result:
             "took": {what: percentiles(seconds) for what, seconds in self.took.items()},
             "samples": [vars(sample) for sample in self.samples],
             "series": {pid: vars(series) for pid, series in self.series.items()},
+            "operations": self.operations,
+            "per_second": self.per_second,
             "command": self.command,
         }
 
