@@ -281,6 +281,13 @@ class Contents:
     def says_the_same(self, other: Contents) -> bool:
         return self._data == other._data
 
+    def check(self, of_the_living: bool) -> None:
+        """Raises NotAJournalError if it makes no sense, as far as anybody will ask: of the living, only the intents."""
+        if of_the_living:
+            self.intents()
+        else:
+            _ = self.entries
+
     def identities(self, only_shared: bool) -> set[Identity]:
         """What it owns or claims. Quicker than the entries, and all that is asked of a living process."""
         slots = (_SLOT.unpack_from(self._data, offset) for offset in _used(self._data))

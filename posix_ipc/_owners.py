@@ -12,15 +12,13 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import posix_ipc
 from posix_ipc import _ext, _journal
 from posix_ipc._journal import CLAIM, INTENT, OWNED, Contents, Entry, Identity
 
 Log = Callable[[str], object]
-
-_Read = TypeVar("_Read")
 
 
 def silent(line: str) -> None:
@@ -115,13 +113,9 @@ class Records:
                 self._log(f"{path}: skipped: not a file of this user")
             return None
         with _journal.closing(descriptor):
-            # Before the look whether it is locked: who dies in between has written all that he ever will.
-            contents = self._understand(file, lambda: _journal.read(descriptor)) if file.is_journal else None
+            # Who is dead when it is read has written all that he ever will: it is locked by this look until then.
             file = file._replace(live=not _try_shared(descriptor))
-        if contents is not None:
-            entries_of = contents  # of the living, only what is asked of them
-            if self._understand(file, lambda: entries_of.intents() if file.live else entries_of.entries) is None:
-                contents = None
+            contents = self._understand(file, descriptor) if file.is_journal else None
         if contents is not None:
             self.journals.append((file, contents))
             if not file.live and not contents.is_empty:  # what is empty may be new, and not yet locked
@@ -130,9 +124,11 @@ class Records:
             self.blind = True
         return file
 
-    def _understand(self, file: File, read: Callable[[], _Read]) -> _Read | None:
+    def _understand(self, file: File, descriptor: int) -> Contents | None:
         try:
-            return read()
+            contents = _journal.read(descriptor)
+            contents.check(file.live)
+            return contents
         except _journal.NotAJournalError as error:
             self._log(f"{file.path}: skipped: {error}")
             return None

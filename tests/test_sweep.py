@@ -5,6 +5,7 @@ The moments between two of its steps are met by putting what happens then into o
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -114,27 +115,110 @@ def test_g5_what_is_created_during_a_sweep_by_a_process_that_lives_stays():
     run_privately(create_and_live_during_a_sweep)
 
 
-def lock_after_the_reading():
+def create_while_it_is_read():
+    """In a journal that a sweep holds at that moment: its maker comes back."""
     new = new_journal()
     read, makers = _journal.read, []
     with contextlib.ExitStack() as stack:
 
-        def read_and_let_lock(descriptor):
+        def read_and_let_create(descriptor):
             contents = read(descriptor)
             if not makers and os.readlink(f"/proc/self/fd/{descriptor}") == str(new):
-                makers.append(stack.enter_context(start_python(DIE_WITH_ONE_OBJECT, "/live", new, "and live")))
-                wait_until_ready(makers[0])
+                makers.append(stack.enter_context(start_python(CREATE_AND_LIVE, "/live", new)))
+                makers[0].stdout.readline()  # it has met the lock
             return contents
 
-        _journal.read = read_and_let_lock
+        _journal.read = read_and_let_create
         _reaper.reap()
         _journal.read = read
+        wait_until_ready(makers[0])
         assert new.exists()
+        _reaper.reap()
         assert existing([("Semaphore", "/live")])
 
 
-def test_g5_a_journal_that_is_locked_after_it_was_read_is_that_of_a_living_process():
-    run_privately(lock_after_the_reading)
+CREATE_AND_LIVE = """
+import sys
+from posix_ipc import Semaphore, _ext
+met = False
+while True:
+    try:
+        journal = _ext.Journal(sys.argv[2], 1)
+        break
+    except BlockingIOError:
+        if not met:
+            print("met", flush=True)
+        met = True
+assert met
+from posix_ipc.mp_integration import Semaphore
+Semaphore.__new__(Semaphore)._create(journal, sys.argv[1], 0o600, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_g5_a_journal_that_is_made_while_it_is_read_is_that_of_a_living_process():
+    run_privately(create_while_it_is_read)
+
+
+def say_it_after_the_reading(what):
+    """And die, before it is looked whether he lives."""
+    tracker = belong_to_a_new_tree()
+    keeper = SharedMemory(size=8)  # so that the root lives
+    told, tell = os.pipe()
+    done, finish = os.pipe()
+    with contextlib.ExitStack() as stack:
+        if what == "claim":
+            other = stack.enter_context(start_python(CREATE_IN_FLIGHT))
+            wait_until_ready(other)
+        child = os.fork()
+        if child == 0:
+            make("Semaphore", "/dummy")  # so that it has a journal
+            mine = SharedMemory.attach("/in-flight") if what == "claim" else make("SharedMemory", "/in-flight")
+            os.write(finish, b".")
+            os.read(told, 1)
+            os.write(finish, pickle.dumps(mine))
+            os._exit(0)
+        assert os.read(done, 1) == b"."
+        if what == "claim":
+            for each in trackers(_journal.token_of(other.pid)):
+                each.kill()
+            other.kill()
+            other.wait()
+        (journal,) = (path for path in DIRECTORY.glob(f"{os.getpid()}-*.j*"))
+        steps = []
+
+        def at(step, function):
+            def wrapped(descriptor):
+                if os.readlink(f"/proc/self/fd/{descriptor}") == str(journal):
+                    steps.append(step)
+                    if len(steps) == 2:  # between the two
+                        os.write(tell, b".")
+                        os.waitpid(child, 0)
+                return function(descriptor)
+
+            return wrapped
+
+        _journal.read = at("read", _journal.read)
+        _owners._try_shared = at("look", _owners._try_shared)
+        _reaper.reap()
+        assert len(steps) >= 2
+        assert pickle.loads(os.read(done, 10_000)).name == "/in-flight"
+    del tracker, keeper
+
+
+CREATE_IN_FLIGHT = """
+import sys
+from posix_ipc.mp_integration import SharedMemory
+kept = SharedMemory.create("/in-flight", size=8)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("what", ["record", "claim"])
+def test_g5_what_was_pickled_while_a_sweep_looked_stays(what):
+    run_privately(say_it_after_the_reading, what)
 
 
 # ---- beside another sweep ----
