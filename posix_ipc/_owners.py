@@ -76,11 +76,15 @@ class Records:
         self.live_roots = alive.difference(self._ending)
         self.live_intents: set[bytes] = set()
         self._protected: set[Identity] = set()
+        self._kept_anyway: dict[str, set[Identity]] = {}
         for file, contents in self.journals:
             if file.live or file.token in self.live_roots:
                 self._protected |= contents.identities(only_shared=not file.live)
             if file.live:
                 self.live_intents |= contents.intents()
+                # What the root says holds as long as pickles count, what the others say in pickles even when they die.
+                by_this = contents.identities(only_shared=file.role != "root")
+                self._kept_anyway.setdefault(file.token, set()).update(by_this)
         self._log = silent  # once is enough
 
     def _files(self) -> Iterator[File]:
@@ -136,6 +140,8 @@ class Records:
     def fate(self, file: File, contents: Contents, entry: Entry) -> str:
         """What is to become of an entry of a dead journal."""
         if entry.shared and file.token in self.live_roots:
+            if entry.state == CLAIM and entry.identity in self._kept_anyway.get(file.token, ()):
+                return CLAIMED
             return SHARED  # a pickle of it may be in flight
         if entry.state == CLAIM:
             return CLAIMED
@@ -146,7 +152,23 @@ class Records:
         return OPEN
 
 
-# ---- is it free? ----
+# ---- is it there, and is it free? ----
+
+
+def may_be_there(entry: Entry) -> bool:
+    """False if the name surely leads no more to the object of an entry, in this IPC namespace.
+
+    Looking at a queue cancels the notification that this process may have asked of it.
+    """
+    try:
+        if entry.kind != "message_queue":
+            return _journal.leads_to(entry)
+        with contextlib.closing(posix_ipc.MessageQueue(entry.name, write=False)) as queue:
+            return _is_said_by(_ext._facts(queue.mqd), entry)
+    except (posix_ipc.ExistentialError, ValueError):
+        return False
+    except (posix_ipc.Error, OSError):
+        return True
 
 
 @contextlib.contextmanager
@@ -189,13 +211,7 @@ def _locked_queue(entry: Entry, live_intents: Collection[bytes]) -> Iterator[str
         yield UNREADABLE
         return
     with contextlib.closing(queue):
-        facts = _ext._facts(queue.mqd)
-        if entry.state == INTENT:
-            # Whoever makes a tracked queue marks it until its identity is written down.
-            ours = _is_own(facts) and bool(facts[3] & stat.S_ISVTX)
-        else:
-            ours = _is_this(facts, entry.identity)
-        if not ours:
+        if not _is_said_by(_ext._facts(queue.mqd), entry):
             yield GONE
         elif entry.state == INTENT and entry.name in live_intents:
             yield LEASED
@@ -212,6 +228,14 @@ def _is_own(facts: Facts) -> bool:
 
 def _is_this(facts: Facts, identity: Identity) -> bool:
     return facts[:3] == identity and _is_own(facts)
+
+
+def _is_said_by(facts: Facts, entry: Entry) -> bool:
+    """Is this queue that of the entry?"""
+    if entry.state != INTENT:
+        return _is_this(facts, entry.identity)
+    # Whoever makes a tracked queue marks it until its identity is written down.
+    return _is_own(facts) and bool(facts[3] & stat.S_ISVTX)
 
 
 def _is_foreign(path: str | bytes, uid: int | None = None) -> bool:

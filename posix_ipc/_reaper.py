@@ -173,6 +173,8 @@ _OWED = {_owners.PROTECTED, _owners.LEASED, KEPT}
 def _look(records: Records, item: _Item, locks: contextlib.ExitStack) -> str:
     """The fate of an entry, and of an open one what its object says, which is locked if it is free."""
     fate = records.fate(*item)
+    if fate == _owners.SHARED and _is_gone(records, item):
+        return _owners.GONE  # else the journals of a pool's workers, each of which sent one object, would pile up
     if fate != _owners.OPEN:
         return fate
     is_file = item.entry.kind != "message_queue"
@@ -182,6 +184,14 @@ def _look(records: Records, item: _Item, locks: contextlib.ExitStack) -> str:
     if outcome == _owners.GONE and is_file and _settle(item):
         return REMOVED  # by another sweep, which may have been killed since it put it aside
     return outcome
+
+
+def _is_gone(records: Records, item: _Item) -> bool:
+    """Has an object that is kept been unlinked by somebody, rather than put aside to look whether it is used?"""
+    entry = item.entry
+    if entry.kind == "message_queue":
+        return item.contents.ipc_namespace == records.ipc_namespace and not _owners.may_be_there(entry)
+    return not (_owners.may_be_there(entry) or os.path.lexists(_aside(item)) or _owners.may_be_there(entry))
 
 
 def _remove_if_open(records: Records, item: _Item) -> str:
@@ -197,8 +207,14 @@ def _remove_if_open(records: Records, item: _Item) -> str:
             return remove_by_rename(_journal.path_of(entry.kind, entry.name), _aside(item), entry.identity)
         except OSError:
             return KEPT
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    if not _owners.may_be_there(entry):  # somebody removed it since the first look, and its name may be another's
+        return _owners.GONE
+    try:
         posix_ipc.unlink_message_queue(entry.name)
+    except posix_ipc.ExistentialError:
+        return _owners.GONE
+    except posix_ipc.Error:
+        return KEPT
     return REMOVED
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, run_privately, trackers
-from support import KINDS, NOBODY, become_nobody, run_python, start_python, wait_until, wait_until_ready
+from support import KINDS, NOBODY, become_nobody, run_function, run_python, start_python, wait_until, wait_until_ready
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _owners, _reaper
@@ -219,6 +219,105 @@ sys.stdin.readline()
 @pytest.mark.parametrize("what", ["record", "claim"])
 def test_g5_what_was_pickled_while_a_sweep_looked_stays(what):
     run_privately(say_it_after_the_reading, what)
+
+
+def make_anew_after_the_look(kind):
+    die_after(lambda: make(kind, "/anew"))
+    look, looks = _owners.Records.look, []
+
+    def look_and_replace(records):
+        look(records)
+        looks.append(records)
+        if len(looks) == 2:  # it is locked, and about to be removed
+            BY_NAME[kind].remove("/anew")
+            BY_NAME[kind].create("/anew")
+
+    _owners.Records.look = look_and_replace
+    _reaper.reap()
+    assert len(looks) == 2
+    assert existing([(kind, "/anew")])
+    assert not list(DIRECTORY.glob("aside-*"))
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_g6_what_took_the_name_while_a_sweep_looked_stays(kind):
+    run_privately(make_anew_after_the_look, kind)
+
+
+# ---- what the dead have sent ----
+
+
+def journals_of_workers():
+    return list(DIRECTORY.glob(f"{os.getpid()}-*.j*"))
+
+
+def in_a_worker(function, *args):
+    """In a process of this tree, which ends at once and cleans nothing up."""
+    child = os.fork()
+    if child == 0:
+        function(*args)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def send(kind, name):
+    pickle.dumps(make(kind, name))
+
+
+def receive_from_workers():
+    tracker = belong_to_a_new_tree()
+    keeper = SharedMemory(size=8)
+    sent = [(kind, f"/sent-{kind}") for kind in NAMES]
+    for each in sent:
+        in_a_worker(send, *each)
+    _reaper.reap()
+    assert existing(sent) == sent
+    assert len(journals_of_workers()) == 3
+    for kind, name in sent:
+        BY_NAME[kind].remove(name)  # by whoever received it, or by another program
+    assert _reaper.reap() == []
+    assert journals_of_workers() == []
+    del tracker, keeper
+
+
+def test_g4_nothing_stays_of_a_worker_when_all_that_it_sent_is_unlinked():
+    run_privately(receive_from_workers)
+
+
+def let_workers_pass_on():
+    tracker = belong_to_a_new_tree()
+    handles = [make(kind, f"/passed-{kind}") for kind in NAMES]
+    in_a_worker(lambda: [pickle.dumps(handle) for handle in handles])
+    assert len(journals_of_workers()) == 1
+    _reaper.reap()
+    assert journals_of_workers() == []  # for as long as they count, the root's own journal says the same
+    data = [pickle.dumps(handle) for handle in handles]
+    handles.clear()
+    _reaper.reap()
+    for pickled in data:
+        pickle.loads(pickled).unlink()
+    del tracker
+
+
+def test_g4_nothing_stays_of_a_worker_that_passed_on_what_its_root_owns():
+    run_privately(let_workers_pass_on)
+
+
+def send_a_queue_of_another_namespace():
+    tracker = belong_to_a_new_tree()
+    keeper = SharedMemory(size=8)
+    in_a_worker(send, "MessageQueue", "/elsewhere")
+    (journal,) = journals_of_workers()
+    run_function(_reaper.reap, prefix=("unshare", "-i"))  # from where the queue cannot be seen
+    assert journal.exists()
+    BY_NAME["MessageQueue"].remove("/elsewhere")
+    _reaper.reap()
+    assert not journal.exists()
+    del tracker, keeper
+
+
+def test_g4_what_cannot_be_seen_from_here_is_not_taken_to_be_unlinked():
+    run_privately(send_a_queue_of_another_namespace)
 
 
 # ---- beside another sweep ----
