@@ -82,13 +82,20 @@ def _is_trusted(path: str, uid: int) -> bool:
 
 
 def process_start(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is none. See proc(5)."""
+    """When the process started, in clock ticks since boot; None if there is none, or none to be seen. See proc(5)."""
+    if pid != os.getpid() and not _proc_is_of_this_namespace():
+        return None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{'self' if pid == os.getpid() else pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _proc_is_of_this_namespace() -> bool:
+    """Not where a PID namespace was entered without mounting /proc anew: its numbers are those of other processes."""
+    return os.readlink("/proc/self") == str(os.getpid())
 
 
 def pid_namespace() -> int:
@@ -96,14 +103,40 @@ def pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
 
 
-def token_of(pid: int) -> str:
-    return f"{pid}-{process_start(pid)}-{pid_namespace()}"
+def token_of(pid: int) -> str | None:
+    """The token of a tree with this root; None if it has ended, or its start is not to be seen."""
+    start = process_start(pid)
+    return None if start is None else f"{pid}-{start}-{pid_namespace()}"
+
+
+def own_token() -> str:
+    """The token of a tree whose root is this process."""
+    token = token_of(os.getpid())
+    assert token is not None  # it runs, and sees itself whatever is mounted on /proc
+    return token
 
 
 def root_lives(token: str) -> bool:
-    """Does the process that a token names still run? False also for one that cannot be seen from here."""
+    """Does the process that a token names still run? False also for one that cannot be seen from here.
+
+    Where its start cannot be seen, whoever has its pid is taken for it: that destroys nothing.
+    """
     pid, start, namespace = map(int, token.split("-"))
-    return namespace == pid_namespace() and process_start(pid) == start
+    if namespace != pid_namespace():
+        return False
+    if pid != os.getpid() and not _proc_is_of_this_namespace():
+        return _exists(pid)
+    return process_start(pid) == start
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 # ---- this process ----
@@ -126,7 +159,7 @@ class Process:
     def _place(self, directory: str, token: str) -> None:
         self.directory = directory
         self.token = token
-        self.is_root = token.startswith(f"{self.pid}-") and token == token_of(self.pid)
+        self.is_root = token.startswith(f"{self.pid}-") and token == own_token()
         self.tracker_lock = self.path("tracker")
 
     def is_ready(self) -> bool:

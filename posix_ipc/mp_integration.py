@@ -450,7 +450,8 @@ def _inherited_token() -> str:
     token: str | None = config.get(_CONFIG_KEY)
     if token is None:
         parent = multiprocessing.parent_process()
-        token = _journal.token_of(parent.pid if parent is not None and parent.pid else os.getpid())
+        born_into = _journal.token_of(parent.pid) if parent is not None and parent.pid else None
+        token = born_into or _journal.own_token()
         config[_CONFIG_KEY] = token
     return token
 
@@ -477,7 +478,7 @@ def _prepare() -> _journal.Process:
         process = _journal.current(token)
         _open_journals(process)
         if not process.tree_lives():
-            process.move_to_tree(_journal.token_of(os.getpid()))  # daemonised: its root is dead
+            process.move_to_tree(_journal.own_token())  # daemonised: its root is dead
             multiprocessing.current_process()._config[_CONFIG_KEY] = process.token  # type: ignore[attr-defined]
         _tracker.ensure(process, multiprocessing.spawn.get_executable())
         return process

@@ -155,7 +155,7 @@ def belong_to_a_new_tree():
 
     Returned is the lock, which must be kept.
     """
-    token = _journal.token_of(os.getpid())
+    token = _journal.own_token()
     multiprocessing.current_process()._config["posix_ipc_token"] = token
     return pretend_tracker(token)
 

@@ -151,7 +151,7 @@ class World:
     """
 
     def __init__(self):
-        self.token = _journal.token_of(os.getpid())
+        self.token = _journal.own_token()
         self._tracker = pretend_tracker(self.token)
         self.live = {kind: make(kind, f"/live-{kind}") for kind in KINDS}
         self._closed = {kind: make(kind, f"/closed-{kind}") for kind in KINDS}  # protected by the journal alone
@@ -330,7 +330,7 @@ def test_g6_a_name_that_is_taken_while_the_reaper_looks(kind, lives):
 
 def creating(token, world):
     """In a process of the tree of this token, which may be its root."""
-    multiprocessing.current_process()._config["posix_ipc_token"] = token or _journal.token_of(os.getpid())
+    multiprocessing.current_process()._config["posix_ipc_token"] = token or _journal.own_token()
     yield
     make("Semaphore", world.name).unlink()
 

@@ -101,7 +101,7 @@ def exec_ends_it():
 
 def name_as_text():
     """It says nothing to the record: what the worker made goes with it, whoever knows how it is called."""
-    tracker = pretend_tracker(_journal.token_of(os.getpid()))
+    tracker = pretend_tracker(_journal.own_token())
     run_forked(make_each)
     _reaper.reap()
     for kind, cls in zip(KINDS, (Semaphore, SharedMemory, MessageQueue), strict=True):
