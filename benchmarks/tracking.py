@@ -64,8 +64,8 @@ def run_apart(what: str) -> None:
 
 
 def p11_reap() -> None:
-    """How long a sweep takes that removes so many; it must grow no faster than they do."""
-    print("P11 a sweep beside nobody", flush=True)
+    """How long a sweep takes that removes so many; it must grow no faster than they do, nor much beside other trees."""
+    print("P11 a sweep", flush=True)
     run_apart("reap")
 
 
@@ -104,21 +104,45 @@ def _tracker_of(root: int) -> psutil.Process:
         time.sleep(0.01)
 
 
+OWNER = (
+    "import sys; from posix_ipc.mp_integration import Semaphore; s = Semaphore(); print(flush=True); sys.stdin.read()"
+)
+
+
+@contextlib.contextmanager
+def other_trees(count: int) -> Iterator[None]:
+    """So many processes that own something, each with its tracker."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            command = [sys.executable, "-c", OWNER]
+            owner = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            stack.callback(owner.kill)
+            assert owner.stdout is not None
+            owner.stdout.readline()
+        yield
+
+
 def reap_orphans() -> None:
-    for objects in (2500, 5000, 10000):
-        samples = []
-        for _ in range(3):
-            with tree(objects) as (root, tracker):
-                tracker.kill()
-                root.kill()
-                root.wait()
-            while tracker.is_running() and tracker.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.001)
-            started = time.perf_counter()
-            removed = len(_reaper.reap())
-            samples.append(time.perf_counter() - started)
-            assert removed == objects, removed
-        print(f"   {objects:6} orphans: {statistics.median(samples):.3f} s ({min(samples):.3f} to {max(samples):.3f})")
+    for objects, others in ((2500, 0), (5000, 0), (10000, 0), (10000, 100)):
+        with other_trees(others):
+            reap_so_many(objects, others)
+
+
+def reap_so_many(objects: int, others: int) -> None:
+    samples = []
+    for _ in range(3):
+        with tree(objects) as (root, tracker):
+            tracker.kill()
+            root.kill()
+            root.wait()
+        while tracker.is_running() and tracker.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
+        started = time.perf_counter()
+        removed = len(_reaper.reap())
+        samples.append(time.perf_counter() - started)
+        assert removed == objects, removed
+    took = f"{statistics.median(samples):.3f} s ({min(samples):.3f} to {max(samples):.3f})"
+    print(f"   {objects:6} orphans beside {others:3} other trees: {took}", flush=True)
 
 
 def watch_tracker(seconds: float = 5) -> None:

@@ -58,10 +58,12 @@ class Records:
         self._log, self._ending, self._uid = log, ending, uid
         self.ipc_namespace = os.stat("/proc/self/ns/ipc").st_ino
         self._of_the_dead: dict[str, tuple[File, Contents]] = {}
+        self._others: dict[str, File] = {}
+        self._dead_roots: set[str] = set()
         self.look()
 
     def look(self) -> None:
-        """Read anew what may have changed: not the journals of the dead, which nobody takes over.
+        """Read anew what may have changed: not the journals of the dead, which nobody takes over, nor other files.
 
         Whoever has locked an object before has the last word: a record is written down before its lease goes.
         """
@@ -72,7 +74,8 @@ class Records:
         tokens = {file.token for file in self.files}
         held = {file.token for file in self.files if file.live and file.role in ("root", "proxy")}
         # Nobody holds a file for a root that made nothing itself before its tracker runs, or after that was killed.
-        alive = held | {token for token in tokens - held if _journal.root_lives(token)}
+        alive = held | {token for token in tokens - held - self._dead_roots if _journal.root_lives(token)}
+        self._dead_roots |= tokens - alive
         self.live_roots = alive.difference(self._ending)
         self.live_intents: set[bytes] = set()
         self._protected: set[Identity] = set()
@@ -98,6 +101,9 @@ class Records:
                 if path in self._of_the_dead:
                     self.journals.append(self._of_the_dead[path])
                     yield self._of_the_dead[path][0]
+                    continue
+                if path in self._others:
+                    yield self._others[path]
                     continue
                 file = self._file(path, match["token"], match["role"])
                 if file is not None:
@@ -126,6 +132,8 @@ class Records:
                 self._of_the_dead[path] = file, contents
         elif file.is_journal and file.live:
             self.blind = True
+        if not file.is_journal and (file.live or role == "tracker"):
+            self._others[path] = file  # that a proxy lives protects, so this may be out of date
         return file
 
     def _understand(self, file: File, descriptor: int) -> Contents | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -91,8 +92,13 @@ class _SweepLock:
         os.close(self._descriptor)
 
 
-BATCH = 64
-"""Objects that are locked at a time, before a last look at who owns them."""
+MOST_LOCKED = 256
+"""Objects that are locked at a time, before a last look at who owns them: each holds a descriptor."""
+
+
+def _batch_size() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, min(MOST_LOCKED, limit // 4 if limit != resource.RLIM_INFINITY else MOST_LOCKED))
 
 
 class _Item(NamedTuple):
@@ -115,8 +121,9 @@ def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen
     items = [_Item(file, contents, entry) for file, contents in journals for entry in contents.entries]
     kept = {item.file for item in items if not chosen(item.entry)}
     items = [item for item in items if chosen(item.entry)]
-    for start in range(0, len(items), BATCH):
-        kept |= _finish(records, items[start : start + BATCH], swept, log)
+    size = _batch_size()
+    for start in range(0, len(items), size):
+        kept |= _finish(records, items[start : start + size], swept, log)
     for file, contents in journals:
         if file not in kept:
             remove_if_dead(file.path, contents)
