@@ -326,6 +326,11 @@ class Contents:
         slots = (_SLOT.unpack_from(self._data, offset) for offset in _used(self._data))
         return {slot[4:] for slot in slots if slot[0] != INTENT and (slot[2] or not only_shared)}
 
+    def slots_of(self, identity: Identity) -> list[int]:
+        """Those that say that this object is owned. No name is read, which a living process may be writing."""
+        slots = ((offset, _SLOT.unpack_from(self._data, offset)) for offset in _used(self._data))
+        return [offset // _SLOT_SIZE - 1 for offset, slot in slots if slot[0] == OWNED and slot[4:] == identity]
+
     def intents(self) -> set[bytes]:
         """The names of queues that it is about to make."""
         if INTENT not in self._data[_SLOT_SIZE::_SLOT_SIZE]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _owners
-from posix_ipc._journal import INTENT, OWNED, Contents, Entry, Identity
+from posix_ipc._journal import INTENT, Contents, Entry, Identity
 from posix_ipc._owners import File, Log, Records, silent
 
 
@@ -295,7 +295,6 @@ def disown(identity: Identity, except_in: Collection[str] = ()) -> None:
             for file, contents in Records().journals:
                 if not file.path.startswith(f"{directory}/") or file.path in except_in:
                     continue
-                for entry in contents.entries:
-                    if entry.state == OWNED and entry.identity == identity:
-                        with contextlib.suppress(FileNotFoundError):
-                            _ext._strike(file.path, entry.slot, identity)
+                for slot in contents.slots_of(identity):
+                    with contextlib.suppress(FileNotFoundError):
+                        _ext._strike(file.path, slot, identity)
