@@ -245,6 +245,14 @@ _processes: dict[int, Process] = {}
 """This process, by its effective user: what was recorded for one is no business of another."""
 
 
+def _forget_parent() -> None:
+    global _processes
+    _processes = {}  # another one: without the GIL, a thread that is not here may hold the lock of the parent's
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+
+
 def current(inherited_token: str) -> Process:
     """This process, as a member of the tree it was born into."""
     euid = os.geteuid()
@@ -258,8 +266,11 @@ def current(inherited_token: str) -> Process:
 
 def ready(inherited_token: str) -> Process | None:
     """This process, if it is known to be ready: the short way."""
-    process = _processes.get(os.geteuid())
-    return process if process is not None and process.token == inherited_token and process.is_ready() else None
+    try:
+        process = _processes[os.geteuid()]  # get() would take the dict's lock, which a fork may find held
+    except KeyError:
+        return None
+    return process if process.token == inherited_token and process.is_ready() else None
 
 
 def existing() -> list[Process]:

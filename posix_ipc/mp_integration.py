@@ -447,8 +447,9 @@ def _inherited_token() -> str:
     """The token of the tree that this process was born into. Children find it in their configuration."""
     process = multiprocessing.current_process()
     config: dict[str, Any] = process._config  # type: ignore[attr-defined]
-    token: str | None = config.get(_CONFIG_KEY)
-    if token is None:
+    try:
+        token: str = config[_CONFIG_KEY]  # get() would take the dict's lock, which a fork may find held
+    except KeyError:
         parent = multiprocessing.parent_process()
         born_into = _journal.token_of(parent.pid) if parent is not None and parent.pid else None
         token = born_into or _journal.own_token()
