@@ -13,6 +13,7 @@ import pkgutil
 import random
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ BATCH = 100
 """Calls after which nothing may be left."""
 ENOUGH = 20_000
 """Calls of a worker from which on its memory is compared."""
-WITHIN = 1.02
+WITHIN = 1.02 if getattr(sys, "_is_gil_enabled", lambda: True)() else 1.06
+"""Without the GIL the allocator keeps for longer what other threads might still read: measured 1.03 to 1.04, whether of
+20,000 calls or of 100,000."""
 MOST_BYTES = 1 << 20
 REST_WITHIN = 30.0
 LONGEST_CALL = 60
