@@ -205,6 +205,10 @@ typedef enum {
 
 /* False in a child of a fork, where none of the functions below touches anything. */
 bool journal_is_ours(JournalObject *journal);
+/* From here to its release the journal is neither closed nor moved; false in a child of a fork. May wait: without the
+ * interpreter lock. */
+bool journal_hold(JournalObject *journal);
+void journal_release(JournalObject *journal);
 /* The index of a new slot, or -1 when there is none free. */
 int journal_add(JournalObject *journal, SlotState state, Kind kind, const char *name, const Identity *identity,
                 bool shared);
@@ -237,7 +241,10 @@ typedef struct {
 int lease_lock(int descriptor);  /* a shared flock; EBUSY: another program keeps it locked */
 /* The name as it is recorded: for files any number of slashes at its beginning is the same as one. */
 const char *record_name(const char *name);
+/* Before an object is made or gets its name. The journal is held from then on, so that no sweep takes it for a dead
+ * one's in between: record_settle() when the object has its name, or when its record is removed again. */
 int record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity);
+void record_settle(Record *record);
 void record_confirm(Record *record, const Identity *identity); /* from intent to owned */
 void record_remove(Record *record);                            /* the slot, not the reference */
 

@@ -59,10 +59,12 @@ typedef struct {
 
 struct JournalObject {
     PyObject_HEAD
-    PyObject *path;           /* bytes */
-    Header *memory;      /* the file, NULL when closed; not there in a child of a fork */
-    _Atomic int users;   /* threads that are using the memory */
-    _Atomic bool moving; /* one is about to replace it */
+    PyObject *path;         /* bytes */
+    Header *memory;         /* the file, NULL when closed; not there in a child of a fork */
+    _Atomic int users;      /* threads that are using the memory */
+    _Atomic bool moving;    /* one is about to replace it */
+    _Atomic int creating;   /* threads whose record is there and whose object is yet to be published */
+    _Atomic bool replacing; /* one waits for these, and no other begins */
     volatile char *ours; /* a page that a fork wipes: 1 in the process that opened the journal, 0 in its children */
     int count;
     _Atomic int hint; /* where a free slot may be */
@@ -249,15 +251,50 @@ leave(JournalObject *self)
     atomic_fetch_sub(&self->users, 1);
 }
 
-/* Puts other memory, with the same records, in place of the one there is; NULL: none. */
+static void
+wait_a_moment(void)
+{
+    const struct timespec pause = {0, 100000};
+    (void)nanosleep(&pause, NULL);
+}
+
+bool
+journal_hold(JournalObject *self)
+{
+    for (;;) {
+        if (!in_our_process(self)) {
+            return false;
+        }
+        atomic_fetch_add(&self->creating, 1);
+        if (!atomic_load(&self->replacing)) {
+            return true;
+        }
+        atomic_fetch_sub(&self->creating, 1);
+        wait_a_moment();
+    }
+}
+
+void
+journal_release(JournalObject *self)
+{
+    atomic_fetch_sub(&self->creating, 1);
+}
+
+/* Puts other memory, with the same records, in place of the one there is; NULL: none. Not while an object is between its
+ * record and its name: to a sweep its record is then one of what is gone, and nobody would have a record of it. Called
+ * without the interpreter lock, since a creation may take a while. */
 static void
 replace_memory(JournalObject *self, Header *fresh)
 {
     bool expected = false;
-    while (!atomic_compare_exchange_weak(&self->moving, &expected, true)) {
+    while (!atomic_compare_exchange_weak(&self->replacing, &expected, true)) {
         expected = false;
-        sched_yield();
+        wait_a_moment();
     }
+    while (atomic_load(&self->creating) != 0) {
+        wait_a_moment();
+    }
+    atomic_store(&self->moving, true);
     while (atomic_load(&self->users) != 0) {
         sched_yield();
     }
@@ -269,6 +306,7 @@ replace_memory(JournalObject *self, Header *fresh)
     }
     self->memory = fresh;
     atomic_store(&self->moving, false);
+    atomic_store(&self->replacing, false);
 }
 
 bool
@@ -585,7 +623,9 @@ journal_move_to(PyObject *op, PyObject *arg)
         Py_DECREF(path);
         return NULL;
     }
+    Py_BEGIN_ALLOW_THREADS
     replace_memory(self, held.memory);
+    Py_END_ALLOW_THREADS
     Py_BEGIN_CRITICAL_SECTION(self);
     old = self->path;
     self->path = path;
@@ -608,7 +648,9 @@ journal_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     JournalObject *self = (JournalObject *)op;
     if (in_our_process(self)) {
+        Py_BEGIN_ALLOW_THREADS
         replace_memory(self, NULL);
+        Py_END_ALLOW_THREADS
     }
     Py_RETURN_NONE;
 }

@@ -47,9 +47,22 @@ record_add(Record *record, SlotState state, Kind kind, const char *name, const I
     if (strlen(name) > NAME_MAX + 1) {
         return ENAMETOOLONG;
     }
+    if (!journal_hold(record->journal)) {
+        return NO_SLOT;
+    }
     record->identity = *identity;
     record->index = journal_add(record->journal, state, kind, name, identity, state == SLOT_CLAIM);
-    return record->index < 0 ? NO_SLOT : 0;
+    if (record->index < 0) { /* full, or closed since: the caller looks for another one */
+        journal_release(record->journal);
+        return NO_SLOT;
+    }
+    return 0;
+}
+
+void
+record_settle(Record *record)
+{
+    journal_release(record->journal);
 }
 
 void

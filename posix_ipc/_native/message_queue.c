@@ -1006,6 +1006,7 @@ create_recorded(OpenRequest *request, Record *record)
     request->mode = mode;
     if (error != 0 && request->descriptor < 0) {
         record_remove(record);
+        record_settle(record);
         return error;
     }
     if (error == 0 && !(request->facts.mode & S_IRUSR)) { /* by the umask: nobody could clean it up */
@@ -1024,6 +1025,7 @@ create_recorded(OpenRequest *request, Record *record)
         record_remove(record);
         mq_close(request->descriptor);
     }
+    record_settle(record);
     return error;
 }
 

@@ -141,11 +141,16 @@ semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemap
     if (error == 0 && record != NULL) {
         error = record_add(record, SLOT_OWNED, KIND_SEMAPHORE, name, &facts.identity);
     }
-    if (error == 0 && shm_file_publish(&file, path) < 0) {
-        opened->failed = "sem_open";
-        error = errno;
+    if (error == 0) {
+        if (shm_file_publish(&file, path) < 0) {
+            opened->failed = "sem_open";
+            error = errno;
+        }
         if (record != NULL) {
-            record_remove(record);
+            if (error != 0) {
+                record_remove(record);
+            }
+            record_settle(record);
         }
     }
     if (error != 0 && mapped) {

@@ -618,10 +618,13 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
     if (error == 0) {
         error = record_add(&tracking->record, SLOT_OWNED, KIND_SHARED_MEMORY, request->name, &facts->identity);
     }
-    if (error == 0 && shm_file_publish(&file, path) < 0) {
-        request->failed = "shm_open";
-        error = errno;
-        record_remove(&tracking->record);
+    if (error == 0) {
+        if (shm_file_publish(&file, path) < 0) {
+            request->failed = "shm_open";
+            error = errno;
+            record_remove(&tracking->record);
+        }
+        record_settle(&tracking->record);
     }
     if (error != 0) {
         shm_file_end(&file);
