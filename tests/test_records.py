@@ -1,16 +1,19 @@
 """What the journals of living processes say is true while others end, strike out, move and pickle at the same time."""
 
 import os
+import pickle
 import platform
 import select
 import sys
 import threading
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, existing, make, run_privately
+from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, run_privately
 from stepping import Stepped, is_allowed
+from support import run_threads
 
-from posix_ipc import _journal, _reaper
+from posix_ipc import _journal, _reaper, mp_integration
+from posix_ipc.mp_integration import SharedMemory
 
 NAMES = list(BY_NAME)
 
@@ -62,3 +65,83 @@ def end_in_the_midst(kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_g1_what_a_thread_is_about_to_create_when_the_journal_closes_is_recorded(kind):
     run_privately(end_in_the_midst, kind)
+
+
+# ---- claims: a pickle is in flight, and its object belongs to a tree that is dead ----
+
+
+def stays_as_long_as_the_claim(kind):
+    assert _reaper.reap() == []
+    assert existing([(kind, "/claimed")])
+    (process,) = _journal.existing()
+    process.close_journals()
+    assert [removed.name for removed in _reaper.reap(ending=[process.token])] == ["/claimed"]
+
+
+def pickle_in_two_threads(kind):
+    """Both ask whether it is recorded before either writes it down."""
+    tracker = belong_to_a_new_tree()
+    die_after(make, kind, "/claimed")
+    both = threading.Barrier(2)
+
+    class Asked(getattr(mp_integration, kind)):
+        def _share(self):
+            shared = super()._share()
+            both.wait(30)
+            return shared
+
+    handle = Asked.attach("/claimed")
+    run_threads(handle.__reduce__, handle.__reduce__)
+    handle.close()
+    stays_as_long_as_the_claim(kind)
+    del tracker
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_g5_two_threads_that_pickle_a_handle_leave_one_claim(kind):
+    run_privately(pickle_in_two_threads, kind)
+
+
+def take_and_die():
+    SharedMemory.attach("/claimed").take_ownership()
+
+
+def take_what_another_handle_claims():
+    tracker = belong_to_a_new_tree()
+    die_after(make, "SharedMemory", "/claimed")
+    first, second = SharedMemory.attach("/claimed"), SharedMemory.attach("/claimed")
+    pickle.dumps(first)
+    pickle.dumps(second)
+    first.take_ownership()
+    first.close()
+    second.close()
+    die_after(take_and_die)  # it is owned by nobody else now
+    stays_as_long_as_the_claim("SharedMemory")
+    del tracker
+
+
+def test_g5_taking_ownership_leaves_a_claim_to_the_other_handle():
+    run_privately(take_what_another_handle_claims)
+
+
+def claim_take_and_die():
+    handle = SharedMemory.attach("/claimed")
+    pickle.dumps(handle)
+    handle.take_ownership()
+
+
+def take_what_one_has_pickled():
+    tracker = belong_to_a_new_tree()
+    die_after(make, "SharedMemory", "/claimed")
+    worker = os.fork()
+    if worker == 0:
+        claim_take_and_die()
+        os._exit(0)
+    os.waitpid(worker, 0)
+    assert _reaper.reap() == []
+    assert existing([("SharedMemory", "/claimed")])
+    del tracker
+
+
+def test_g5_what_a_worker_has_pickled_and_then_taken_stays_as_long_as_the_root():
+    run_privately(take_what_one_has_pickled)

@@ -246,7 +246,8 @@ const char *record_name(const char *name);
 int record_add(Record *record, SlotState state, Kind kind, const char *name, const Identity *identity);
 void record_settle(Record *record);
 void record_confirm(Record *record, const Identity *identity); /* from intent to owned */
-void record_remove(Record *record);                            /* the slot, not the reference */
+SlotState record_state(const Record *record);
+void record_remove(Record *record); /* the slot, not the reference */
 
 /* ---- handle.c: the head that the three types share, and the pin ---- */
 

@@ -72,6 +72,12 @@ record_confirm(Record *record, const Identity *identity)
     record->identity = *identity;
 }
 
+SlotState
+record_state(const Record *record)
+{
+    return record->journal != NULL ? journal_state(record->journal, record->index, &record->identity) : SLOT_FREE;
+}
+
 void
 record_remove(Record *record)
 {

@@ -38,7 +38,7 @@ tracked_share(PyObject *op, PyObject *Py_UNUSED(ignored))
     Tracking *tracking = &self->tracking;
     done = tracking->from_pickle;
     const Record *record = &tracking->record;
-    if (record->journal != NULL && journal_state(record->journal, record->index, &record->identity) != SLOT_FREE) {
+    if (record_state(record) != SLOT_FREE) {
         journal_share(record->journal, record->index, &record->identity);
         done = true;
     }
@@ -61,10 +61,18 @@ tracked_record(PyObject *op, PyObject *args)
         return NULL;
     }
     Record record = {.journal = (JournalObject *)journal, .index = -1};
-    int error;
+    JournalObject *dropped = NULL;
+    int error = 0;
     Py_BEGIN_CRITICAL_SECTION(self);
+    Record *old = &self->tracking.record;
+    SlotState said = record_state(old);
     if (self->encoded == NULL) {
         error = EBADF;
+    }
+    else if (said == SLOT_OWNED || (said == SLOT_CLAIM && !own)) { /* another thread was quicker */
+        if (!own) {
+            journal_share(old->journal, old->index, &old->identity);
+        }
     }
     else {
         record.identity = self->identity;
@@ -72,21 +80,15 @@ tracked_record(PyObject *op, PyObject *args)
                                    record_name(PyBytes_AS_STRING(self->encoded)), &self->identity,
                                    !own || self->tracking.from_pickle);
         error = record.index < 0 ? NO_SLOT : 0;
-    }
-    if (error == 0) {
-        Py_INCREF(journal);
-        journal = (PyObject *)self->tracking.record.journal;
-        record_remove(&self->tracking.record);
-        self->tracking.record = record;
+        if (error == 0) { /* a claim of before stays: for pickles in flight, which may be those of another handle */
+            Py_INCREF(journal);
+            dropped = old->journal;
+            *old = record;
+        }
     }
     Py_END_CRITICAL_SECTION();
-    if (error == EBADF) {
-        return named_raise(self, EBADF, "_record", NULL);
-    }
-    if (error == 0) {
-        Py_XDECREF(journal); /* that of the record before */
-    }
-    return PyBool_FromLong(error == 0);
+    Py_XDECREF(dropped);
+    return error == EBADF ? named_raise(self, EBADF, "_record", NULL) : PyBool_FromLong(error == 0);
 }
 
 const char tracked_forget_doc[] =
@@ -109,8 +111,7 @@ tracked_get_owned(PyObject *op, void *Py_UNUSED(closure))
     NamedObject *self = (NamedObject *)op;
     bool owned;
     Py_BEGIN_CRITICAL_SECTION(self);
-    const Record *record = &self->tracking.record;
-    owned = record->journal != NULL && journal_state(record->journal, record->index, &record->identity) == SLOT_OWNED;
+    owned = record_state(&self->tracking.record) == SLOT_OWNED;
     Py_END_CRITICAL_SECTION();
     return PyBool_FromLong(owned);
 }
