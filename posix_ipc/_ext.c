@@ -143,7 +143,7 @@ reopen_function(State *state, PyObject *type, PyTypeObject **base)
 }
 
 PyDoc_STRVAR(rebuild_doc,
-"_rebuild($module, cls, name, identity, mode, options, /)\n--\n\n"
+"_rebuild($module, cls, name, identity, mode, options, tree=0, /)\n--\n\n"
 "What a pickle calls: a new handle of class cls on an object that exists.\n\n"
 "Calls cls.__new__(cls), not __init__, opens `name` and never creates it. Raises ExistentialError when the name is gone,\n"
 "leads to another object than the one of this identity, or was made on another host or in another namespace.");
@@ -154,10 +154,11 @@ rebuild(PyObject *module, PyObject *args)
     State *state = PyModule_GetState(module);
     PyObject *type, *name, *packed, *mode_arg;
     int options;
+    unsigned long long tree = 0;
     mode_t mode = 0;
     Identity wanted;
     PyTypeObject *base;
-    if (!PyArg_ParseTuple(args, "OOOOi:_rebuild", &type, &name, &packed, &mode_arg, &options)) {
+    if (!PyArg_ParseTuple(args, "OOOOi|K:_rebuild", &type, &name, &packed, &mode_arg, &options, &tree)) {
         return NULL;
     }
     ReopenFunction reopen = reopen_function(state, type, &base);
@@ -183,6 +184,7 @@ rebuild(PyObject *module, PyObject *args)
         Py_DECREF(self);
         return NULL;
     }
+    named_set_tree((NamedObject *)self, tree);
     return self;
 }
 

@@ -98,6 +98,11 @@ def _proc_is_of_this_namespace() -> bool:
     return os.readlink("/proc/self") == str(os.getpid())
 
 
+def tree_number(token: str) -> int:
+    """What pickles call the tree of a token by: a number of 64 bits, not 0, that no other tree should have."""
+    return int.from_bytes(token.encode(), "big") % (2**61 - 1) + 1
+
+
 def pid_namespace() -> int:
     """The inode of the PID namespace, in which pids mean what they mean."""
     return os.stat("/proc/self/ns/pid").st_ino

@@ -86,9 +86,11 @@ class _Tracked:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by name, and have the object kept for whoever loads it, at least as long as this tree's root lives."""
         reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]
-        if not self._share():  # type: ignore[attr-defined]
-            self._write_record(own=False)
-        return reduced
+        tree = _journal.tree_number(_inherited_token())
+        if not self._share(tree):  # type: ignore[attr-defined]
+            process = self._write_record(own=False)
+            tree = _journal.tree_number(process.token)  # another one by now, if the root was dead
+        return (reduced[0], (*reduced[1], tree), *reduced[2:])
 
     def __repr__(self) -> str:
         return super().__repr__().replace("posix_ipc.", "posix_ipc.mp_integration.", 1)

@@ -85,8 +85,8 @@ def pickle_in_two_threads(kind):
     both = threading.Barrier(2)
 
     class Asked(getattr(mp_integration, kind)):
-        def _share(self):
-            shared = super()._share()
+        def _share(self, tree):
+            shared = super()._share(tree)
             both.wait(30)
             return shared
 
@@ -145,3 +145,34 @@ def take_what_one_has_pickled():
 
 def test_g5_what_a_worker_has_pickled_and_then_taken_stays_as_long_as_the_root():
     run_privately(take_what_one_has_pickled)
+
+
+def pass_on_in_another_tree(kind):
+    tracker = belong_to_a_new_tree()
+    reader, writer = os.pipe()
+
+    def make_and_pickle():
+        with open(writer, "wb") as pipe:
+            pickle.dump(make(kind, "/claimed"), pipe)
+
+    die_after(make_and_pickle)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        handle = pickle.load(pipe)
+    passed_on = pickle.dumps(handle)
+    handle.close()
+    assert _reaper.reap() == []
+    handle = pickle.loads(passed_on)  # in any process of this tree
+    worker = os.fork()
+    if worker == 0:
+        pickle.dumps(handle)
+        os._exit(len(_journal.existing()))
+    assert os.waitpid(worker, 0)[1] == 0  # the claim of whoever brought it here is enough
+    handle.close()
+    stays_as_long_as_the_claim(kind)
+    del tracker
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_g5_a_pickle_of_one_tree_that_is_passed_on_in_another_is_kept_for_that_one(kind):
+    run_privately(pass_on_in_another_tree, kind)

@@ -232,6 +232,7 @@ typedef struct {
 typedef struct {
     bool active;
     bool from_pickle;
+    uint64_t tree; /* whose root keeps it, for it came from a pickle that was made there; 0: none, or not known */
     Record record;
 } Tracking;
 
@@ -267,6 +268,8 @@ void named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t m
                 bool owned, Tracking *tracking);
 /* What named_swap gave back, outside of the section. */
 void named_drop(PyObject *name, PyObject *encoded, Tracking *tracking);
+/* What a pickle says of the tree that it was made in. */
+void named_set_tree(NamedObject *self, uint64_t tree);
 /* Every deallocator's first and last call. */
 void named_begin_dealloc(NamedObject *self);
 void named_end_dealloc(NamedObject *self);
@@ -322,14 +325,14 @@ int64_t clock_remaining(clockid_t clock, const struct timespec *deadline);
 
 #if HAVE_TRACKING
 #define TRACKED_METHODS \
-    {"_share", tracked_share, METH_NOARGS, tracked_share_doc}, \
+    {"_share", tracked_share, METH_O, tracked_share_doc}, \
     {"_record", tracked_record, METH_VARARGS, tracked_record_doc}, \
     {"_forget", tracked_forget, METH_NOARGS, tracked_forget_doc},
 #define TRACKED_GETSET \
     {"_owned", tracked_get_owned, NULL, PyDoc_STR("Does this process's journal say that this process owns it?"), NULL}, \
     {"_identity", tracked_get_identity, NULL, PyDoc_STR("(device, inode, born in ns)"), NULL},
 extern const char tracked_share_doc[], tracked_record_doc[], tracked_forget_doc[], tracked_unlink_doc[];
-PyObject *tracked_share(PyObject *self, PyObject *ignored);
+PyObject *tracked_share(PyObject *self, PyObject *tree);
 PyObject *tracked_record(PyObject *self, PyObject *args);
 PyObject *tracked_forget(PyObject *self, PyObject *ignored);
 PyObject *tracked_get_owned(PyObject *self, void *closure);

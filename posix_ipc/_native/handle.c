@@ -45,6 +45,14 @@ named_drop(PyObject *name, PyObject *encoded, Tracking *tracking)
 }
 
 void
+named_set_tree(NamedObject *self, uint64_t tree)
+{
+    Py_BEGIN_CRITICAL_SECTION(self);
+    self->tracking.tree = tree;
+    Py_END_CRITICAL_SECTION();
+}
+
+void
 named_begin_dealloc(NamedObject *self)
 {
     if (self->weak_references != NULL) {

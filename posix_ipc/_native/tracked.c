@@ -24,19 +24,23 @@ tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject 
 }
 
 const char tracked_share_doc[] =
-"_share($self, /)\n--\n\n"
+"_share($self, tree, /)\n--\n\n"
 "Before this handle is pickled: is it written down that somebody else may be about to open the object?\n\n"
-"False: it cannot be, because this process has no record of it; make a claim. A handle that came from a pickle needs\n"
-"none within its tree: as long as the root lives, what it came from is kept.";
+"False: it cannot be, because this process has no record of it; make a claim. A handle that came from a pickle of this\n"
+"very tree, a number, needs none: as long as the root lives, what it came from is kept.";
 
 PyObject *
-tracked_share(PyObject *op, PyObject *Py_UNUSED(ignored))
+tracked_share(PyObject *op, PyObject *arg)
 {
     NamedObject *self = (NamedObject *)op;
+    unsigned long long tree = PyLong_AsUnsignedLongLong(arg);
     bool done;
+    if (tree == (unsigned long long)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
     Py_BEGIN_CRITICAL_SECTION(self);
     Tracking *tracking = &self->tracking;
-    done = tracking->from_pickle;
+    done = tree != 0 && tracking->tree == tree;
     const Record *record = &tracking->record;
     if (record_state(record) != SLOT_FREE) {
         journal_share(record->journal, record->index, &record->identity);
