@@ -1,5 +1,6 @@
 """What the journals of living processes say is true while others end, strike out, move and pickle at the same time."""
 
+import fcntl
 import os
 import pickle
 import platform
@@ -12,7 +13,7 @@ from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existi
 from stepping import Stepped, is_allowed
 from support import run_threads
 
-from posix_ipc import _journal, _reaper, mp_integration
+from posix_ipc import BusyError, MessageQueue, _journal, _reaper, mp_integration
 from posix_ipc.mp_integration import SharedMemory
 
 NAMES = list(BY_NAME)
@@ -23,7 +24,7 @@ needs_ptrace = pytest.mark.skipif(not is_allowed(), reason="needs ptrace")
 # ---- a process ends while one of its threads creates ----
 
 # The call by which a name comes to be: first on x86_64, then on all younger architectures.
-_LINKAT, _MQ_OPEN = (265, 240) if platform.machine() == "x86_64" else (37, 180)
+_LINKAT, _MQ_OPEN, _FLOCK = (265, 240, 73) if platform.machine() == "x86_64" else (37, 180, 32)
 
 
 def creating_beside_the_end(kind, go_on, ended):
@@ -65,6 +66,56 @@ def end_in_the_midst(kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_g1_what_a_thread_is_about_to_create_when_the_journal_closes_is_recorded(kind):
     run_privately(end_in_the_midst, kind)
+
+
+# ---- somebody else has locked it ----
+
+
+def lock_for_a_while(kind):
+    """As a sweep does, which reads all journals anew while it has locked many objects: for longer where many live."""
+    tracker = belong_to_a_new_tree()
+    made = make(kind, "/locked")
+    made.close()
+    if kind == "MessageQueue":
+        locked = BY_NAME[kind].type("/locked").mqd
+    else:
+        locked = os.open(BY_NAME[kind].file_of("/locked"), os.O_RDONLY)
+    fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    threading.Timer(0.2, fcntl.flock, [locked, fcntl.LOCK_UN]).start()
+    getattr(mp_integration, kind).attach("/locked")
+    made.unlink()
+    del tracker
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_attach_waits_for_a_sweep_that_takes_its_time(kind):
+    run_privately(lock_for_a_while, kind)
+
+
+def creating_in_vain():
+    tracker = belong_to_a_new_tree()
+    yield
+    with pytest.raises(BusyError):
+        make("MessageQueue", "/made")
+    del tracker
+
+
+def lock_and_replace():
+    stranger = rival = None
+    with Stepped(creating_in_vain()) as child:
+        for _ in child.stops():
+            if rival is None and child.system_call() == _FLOCK and existing([("MessageQueue", "/made")]):
+                stranger = MessageQueue("/made")
+                fcntl.flock(stranger.mqd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stranger.unlink()
+                rival = BY_NAME["MessageQueue"].create("/made")
+    assert rival is not None
+    assert existing([("MessageQueue", "/made")])
+
+
+@needs_ptrace
+def test_g6_a_queue_that_cannot_be_leased_is_not_unlinked_in_place_of_one_that_took_its_name():
+    run_privately(lock_and_replace)
 
 
 # ---- claims: a pickle is in flight, and its object belongs to a tree that is dead ----

@@ -13,22 +13,27 @@
 #include <string.h>
 #include <sys/file.h>
 
-#define PATIENCE 50 /* ms: who removes an object, or looks whether it may, holds the lock for microseconds */
+/* In ms. A sweep holds the locks of what it may remove while it reads the journals of the living anew: microseconds as a
+ * rule, a tenth of a second where many live. Whoever holds one for longer is no sweep of ours, or was stopped. */
+#define PATIENCE 1000
+#define LONGEST_PAUSE 16
 
 int
 lease_lock(int descriptor)
 {
-    const struct timespec pause = {0, 1000000};
-    for (int tries = 0; tries < PATIENCE; tries++) {
+    for (long waited = 0, pause = 1;; waited += pause, pause = pause < LONGEST_PAUSE ? 2 * pause : pause) {
         if (flock(descriptor, LOCK_SH | LOCK_NB) == 0) {
             return 0;
         }
         if (errno != EWOULDBLOCK && errno != EINTR) {
             return errno;
         }
-        (void)nanosleep(&pause, NULL); /* shorter after a signal, which does no harm */
+        if (waited >= PATIENCE) {
+            return EBUSY;
+        }
+        const struct timespec time = {0, pause * 1000000};
+        (void)nanosleep(&time, NULL); /* shorter after a signal, which does no harm */
     }
-    return EBUSY;
 }
 
 const char *

@@ -1021,7 +1021,10 @@ create_recorded(OpenRequest *request, Record *record)
         }
     }
     if (error != 0) {
-        mq_unlink(request->name); /* made by us a moment ago, and marked as nobody else's */
+        /* Made by us, and marked as nobody else's; unless it lost its name while somebody kept it locked. */
+        if (identity_facts(request->descriptor, &request->facts) == 0 && request->facts.links > 0) {
+            mq_unlink(request->name);
+        }
         record_remove(record);
         mq_close(request->descriptor);
     }
