@@ -3,8 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import platform
+import select
 import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -225,3 +229,44 @@ def create_before_it_retires():
 
 def test_g2_the_tracker_stays_for_whoever_relied_on_it_as_it_left():
     run_privately(create_before_it_retires)
+
+
+# ---- signals while it starts ----
+
+
+_WAIT4 = 61 if platform.machine() == "x86_64" else 260
+
+
+def signal_the_group_meanwhile():
+    """Each signal is noted once: the process that prepares the tracker still has this one's handlers."""
+    os.setpgid(0, 0)
+    noted, note = socket.socketpair()
+    noted.setblocking(False)
+    note.setblocking(False)
+    signal.signal(signal.SIGWINCH, lambda *_: None)
+    signal.set_wakeup_fd(note.fileno())
+    lock = _ext.Journal("/dev/shm/lock", 1)  # it waits for that, in vain
+    calls = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
+    sent = []
+
+    def waits_for_the_child():
+        return calls.read_text().startswith(f"{_WAIT4} ")
+
+    def send():
+        wait_until(waits_for_the_child)
+        os.killpg(0, signal.SIGWINCH)
+        sent.append(waits_for_the_child())
+
+    deadline = time.monotonic() + 30
+    while not any(sent):
+        assert time.monotonic() < deadline
+        sender = threading.Thread(target=send)
+        sender.start()
+        while sender.is_alive():
+            _ext._start_tracker(lock.path, ("/bin/true",))
+        assert select.select([noted], [], [], 30)[0]
+        assert noted.recv(100) == bytes([signal.SIGWINCH])
+
+
+def test_a_signal_while_the_tracker_starts_is_noted_once():
+    run_privately(signal_the_group_meanwhile)

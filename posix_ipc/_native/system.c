@@ -205,8 +205,6 @@ become_tracker(const Start *start)
         sigaction(*number, &ignore, NULL);
     }
     sigaction(SIGCHLD, &usual, NULL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
     if (fork_quietly() != 0) {
         return;
     }
@@ -218,19 +216,28 @@ become_tracker(const Start *start)
         return;
     }
     close_others(LOCK_DESCRIPTOR, start->limit);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL); /* not before: see start_tracker */
     execv(start->arguments[0], start->arguments);
 }
 
 static int
 start_tracker(const Start *start)
 {
+    /* Until it runs a program of its own a child has the handlers of this process, and the descriptor to which those of
+     * Python write: a signal to the group would be noted twice. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     pid_t child = fork_quietly();
     if (child == 0) {
         become_tracker(start);
         _exit(0);
     }
+    int error = errno;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (child < 0) {
-        return errno;
+        return error;
     }
     while (waitpid(child, NULL, __WALL) < 0 && errno == EINTR) {
     }
