@@ -290,11 +290,19 @@ def remove_if_dead(path: str, read: Contents | None = None) -> None:
 
 def disown(identity: Identity, except_in: Collection[str] = ()) -> None:
     """Nobody owns the object any more, as far as the journals say but those `except_in`, living and dead ones."""
-    for directory in _journal.directories():
-        with _SweepLock(directory, wait=True):
-            for file, contents in Records().journals:
-                if not file.path.startswith(f"{directory}/") or file.path in except_in:
-                    continue
-                for slot in contents.slots_of(identity):
-                    with contextlib.suppress(FileNotFoundError):
-                        _ext._strike(file.path, slot, identity)
+    while not all(_disown_in(directory, identity, except_in) for directory in _journal.directories()):
+        pass  # a record was no longer where it was read: its owner has moved it, so look again
+
+
+def _disown_in(directory: str, identity: Identity, except_in: Collection[str]) -> bool:
+    """Could everything that was found be struck out?"""
+    found = done = 0
+    with _SweepLock(directory, wait=True):
+        for file, contents in Records().journals:
+            if not file.path.startswith(f"{directory}/") or file.path in except_in:
+                continue
+            for slot in contents.slots_of(identity):
+                found += 1
+                with contextlib.suppress(FileNotFoundError):
+                    done += _ext._strike(file.path, slot, identity)
+    return found == done

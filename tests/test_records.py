@@ -1,6 +1,7 @@
 """What the journals of living processes say is true while others end, strike out, move and pickle at the same time."""
 
 import fcntl
+import itertools
 import os
 import pickle
 import platform
@@ -13,7 +14,7 @@ from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existi
 from stepping import Stepped, is_allowed
 from support import run_threads
 
-from posix_ipc import BusyError, MessageQueue, _journal, _reaper, mp_integration
+from posix_ipc import BusyError, MessageQueue, _ext, _journal, _owners, _reaper, mp_integration
 from posix_ipc.mp_integration import SharedMemory
 
 NAMES = list(BY_NAME)
@@ -116,6 +117,50 @@ def lock_and_replace():
 @needs_ptrace
 def test_g6_a_queue_that_cannot_be_leased_is_not_unlinked_in_place_of_one_that_took_its_name():
     run_privately(lock_and_replace)
+
+
+# ---- a journal moves while somebody strikes an object out ----
+
+
+def moving():
+    tracker = belong_to_a_new_tree()
+    made = make("SharedMemory", "/moved")
+    (process,) = _journal.existing()
+    yield
+    process.journals[0].move_to(process.path("j1"))
+    del made, tracker
+
+
+def strike_everywhere():
+    """Who strikes has read the journal before it moves; how many system calls later he strikes is tried in turn."""
+    strike = _ext._strike
+    for later in itertools.count(1):
+        with Stepped(moving()) as owner:
+            stops = owner.stops()
+            next(stops)
+            went_on = []
+
+            def strike_later(*args, stops=stops, went_on=went_on, later=later):
+                if not went_on:
+                    went_on += itertools.islice(stops, later)
+                return strike(*args)
+
+            _ext._strike = strike_later
+            _reaper.disown(_ext._facts_at("/dev/shm/moved")[:3])
+            for _ in stops:
+                pass
+            said = [entry for _, contents in _owners.Records().journals for entry in contents.entries]
+            assert [entry for entry in said if entry.state == _journal.OWNED] == [], f"struck out {later} stops later"
+        BY_NAME["SharedMemory"].remove("/moved")
+        _reaper.reap()
+        if len(went_on) < later:
+            break
+    print(later)
+
+
+@needs_ptrace
+def test_what_is_struck_out_of_a_journal_that_moves_is_not_owned():
+    assert int(run_privately(strike_everywhere)) > 10
 
 
 # ---- claims: a pickle is in flight, and its object belongs to a tree that is dead ----

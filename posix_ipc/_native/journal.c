@@ -50,6 +50,16 @@ typedef union {
 
 _Static_assert(sizeof(Slot) == 288 && sizeof(Header) == sizeof(Slot), "what _journal.py reads");
 
+#define STATE_WRITING 255 /* taken, not yet valid, or about to be freed: nobody but its writer looks at it */
+
+/* All but the state. */
+static void
+copy_record(Slot *to, const Slot *from)
+{
+    memcpy((char *)to + sizeof(to->state), (const char *)from + sizeof(from->state),
+           offsetof(Slot, name) - sizeof(from->state) + from->name_length);
+}
+
 /* A file that is locked and mapped. */
 typedef struct {
     Header *memory;
@@ -280,6 +290,25 @@ journal_release(JournalObject *self)
     atomic_fetch_sub(&self->creating, 1);
 }
 
+/* While nobody here uses the slots, but others may strike records out of both files: what they find in neither state they
+ * looked for they look for again (_reaper.disown). Each record is in the new file before it leaves the old one, so that
+ * it is always said somewhere. */
+static void
+move_slots(Slot *from, Slot *to, int count)
+{
+    for (int i = 0; i < count; i++) {
+        uint8_t state = atomic_load(&from[i].state);
+        if (state == SLOT_FREE || state == STATE_WRITING) { /* about to be struck out, or he who did it died */
+            continue;
+        }
+        copy_record(&to[i], &from[i]);
+        atomic_store(&to[i].state, state);
+        if (!atomic_compare_exchange_strong(&from[i].state, &state, SLOT_FREE)) { /* struck out meanwhile */
+            atomic_store(&to[i].state, SLOT_FREE);
+        }
+    }
+}
+
 /* Puts other memory, with the same records, in place of the one there is; NULL: none. Not while an object is between its
  * record and its name: to a sweep its record is then one of what is gone, and nobody would have a record of it. Called
  * without the interpreter lock, since a creation may take a while. */
@@ -300,7 +329,7 @@ replace_memory(JournalObject *self, Header *fresh)
     }
     if (self->memory != NULL) {
         if (fresh != NULL) {
-            memcpy(fresh + 1, self->memory + 1, (size_t)self->count * sizeof(Slot));
+            move_slots((Slot *)(self->memory + 1), (Slot *)(fresh + 1), self->count);
         }
         munmap(self->memory, file_size(self->count));
     }
@@ -337,8 +366,6 @@ journal_dealloc(PyObject *op)
 
 /* ---- slots ---- */
 
-#define STATE_WRITING 255 /* taken, not yet valid: nobody but its writer looks at it */
-
 static char
 kind_letter(Kind kind)
 {
@@ -364,8 +391,7 @@ take_slot(JournalObject *self, Slot *slots, SlotState state, const Slot *record)
         if (!atomic_compare_exchange_strong(&slot->state, &expected, STATE_WRITING)) {
             continue;
         }
-        memcpy((char *)slot + sizeof(slot->state), (const char *)record + sizeof(slot->state),
-               offsetof(Slot, name) - sizeof(slot->state) + record->name_length);
+        copy_record(slot, record);
         atomic_store(&slot->state, (uint8_t)state);
         atomic_store(&self->hint, (index + 1) % self->count);
         return index;
@@ -445,11 +471,11 @@ static bool
 free_slot(Slot *slot, const Identity *identity)
 {
     uint8_t state = atomic_load(&slot->state);
-    if (state == SLOT_FREE || state == STATE_WRITING ||
+    if (state == SLOT_FREE || state == STATE_WRITING || !is_of(slot, identity) ||
         !atomic_compare_exchange_strong(&slot->state, &state, STATE_WRITING)) {
         return false;
     }
-    bool freed = is_of(slot, identity); /* nobody can change it now */
+    bool freed = is_of(slot, identity); /* once more: nobody can change it now */
     atomic_store(&slot->state, freed ? (uint8_t)SLOT_FREE : state);
     return freed;
 }
