@@ -10,10 +10,11 @@ import sys
 import threading
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, run_privately
+from lifetime import BY_NAME, DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make, run_privately
 from stepping import Stepped, is_allowed
 from support import run_threads
 
+import posix_ipc
 from posix_ipc import BusyError, MessageQueue, _ext, _journal, _owners, _reaper, mp_integration
 from posix_ipc.mp_integration import SharedMemory
 
@@ -117,6 +118,34 @@ def lock_and_replace():
 @needs_ptrace
 def test_g6_a_queue_that_cannot_be_leased_is_not_unlinked_in_place_of_one_that_took_its_name():
     run_privately(lock_and_replace)
+
+
+# ---- a handle gets another object while it unlinks its own ----
+
+
+def open_another_one_meanwhile(kind):
+    tracker = belong_to_a_new_tree()
+    handle = make(kind, "/first")
+    again = []
+
+    def open_another_one(event, arguments):
+        if event.endswith("unlink") and not again:
+            again.append(event)
+            handle.__init__("/second", posix_ipc.O_CREX, **OPTIONS[kind])
+
+    sys.addaudithook(open_another_one)
+    handle.unlink()
+    assert again
+    assert handle.name == "/second"
+    assert handle.owned
+    handle.unlink()
+    handle.close()
+    del tracker
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_unlinking_forgets_the_record_of_what_it_unlinks(kind):
+    run_privately(open_another_one_meanwhile, kind)
 
 
 # ---- a journal moves while somebody strikes an object out ----

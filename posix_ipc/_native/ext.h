@@ -340,8 +340,20 @@ PyObject *tracked_get_identity(PyObject *self, void *closure);
 /* (journal, name, mode, ...): new references to the text and the bytes of the name; borrowed to the rest. */
 int tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject **journal, PyObject **name,
                              PyObject **encoded, mode_t *mode);
-/* Unlinks by name if the name leads to this very object, silently if it does not, and forgets the record. */
-PyObject *tracked_unlink(NamedObject *self, Kind kind);
+/* What an unlink is about, read at one moment: meanwhile another thread may open something else through the handle. */
+typedef struct {
+    PyObject *name;
+    PyObject *encoded;
+    Identity identity;
+    Record record;
+} Unlinking;
+
+/* Unlinks by name if the name leads to this very object, silently if it does not, and forgets the record: between the two
+ * calls, of which the first may fail with -1. `error` is 0 or the errno of `call`; ENOENT: it is gone. */
+int tracked_begin_unlink(NamedObject *self, Kind kind, Unlinking *unlinking);
+PyObject *tracked_end_unlink(NamedObject *self, Unlinking *unlinking, const char *call, int error);
+/* All of it, of a semaphore or a segment. */
+PyObject *tracked_unlink_file(NamedObject *self, Kind kind);
 #endif
 
 /* ---- shm_file.c: files of /dev/shm that get a name only when they are complete ---- */

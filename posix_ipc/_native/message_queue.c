@@ -1127,26 +1127,16 @@ static PyObject *
 message_queue_unlink_tracked(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     MessageQueueObject *self = (MessageQueueObject *)op;
-    PyObject *name, *encoded, *result = NULL;
-    Identity identity;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    identity = self->head.identity;
-    Py_END_CRITICAL_SECTION();
-    named_get(&self->head, &name, &encoded);
-    if (name == NULL) {
-        return named_raise(&self->head, EBADF, "_unlink", NULL);
+    Unlinking unlinking;
+    if (tracked_begin_unlink(&self->head, KIND_MESSAGE_QUEUE, &unlinking) < 0) {
+        return NULL;
     }
-    if (audit_unlink(KIND_MESSAGE_QUEUE, name) == 0) {
-        int error = check_still_named(self, PyBytes_AS_STRING(encoded), &identity);
-        if (error == 0 && mq_unlink(PyBytes_AS_STRING(encoded)) < 0) {
-            error = errno;
-        }
-        result = error == 0 || error == ENOENT ? tracked_forget(op, NULL)
-                                               : named_raise(&self->head, error, "mq_unlink", NULL);
+    const char *name = PyBytes_AS_STRING(unlinking.encoded);
+    int error = check_still_named(self, name, &unlinking.identity);
+    if (error == 0 && mq_unlink(name) < 0) {
+        error = errno;
     }
-    Py_DECREF(name);
-    Py_DECREF(encoded);
-    return result;
+    return tracked_end_unlink(&self->head, &unlinking, "mq_unlink", error);
 }
 
 #endif

@@ -461,7 +461,7 @@ semaphore_attach(PyObject *op, PyObject *args)
 static PyObject *
 semaphore_unlink_tracked(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return tracked_unlink((NamedObject *)self, KIND_SEMAPHORE);
+    return tracked_unlink_file((NamedObject *)self, KIND_SEMAPHORE);
 }
 
 #endif

@@ -697,7 +697,7 @@ shared_memory_attach(PyObject *op, PyObject *args)
 static PyObject *
 shared_memory_unlink_tracked(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return tracked_unlink((NamedObject *)self, KIND_SHARED_MEMORY);
+    return tracked_unlink_file((NamedObject *)self, KIND_SHARED_MEMORY);
 }
 
 #endif

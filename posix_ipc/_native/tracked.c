@@ -136,46 +136,72 @@ const char tracked_unlink_doc[] =
 "_unlink($self, /)\n--\n\n"
 "Unlink the object if its name still leads to it, silently if not, and forget the record.";
 
+static void
+drop_unlinking(Unlinking *unlinking)
+{
+    Py_DECREF(unlinking->name);
+    Py_DECREF(unlinking->encoded);
+    Py_XDECREF(unlinking->record.journal);
+}
+
+int
+tracked_begin_unlink(NamedObject *self, Kind kind, Unlinking *unlinking)
+{
+    Py_BEGIN_CRITICAL_SECTION(self);
+    unlinking->name = self->name;
+    unlinking->encoded = self->encoded;
+    unlinking->identity = self->identity;
+    unlinking->record = self->tracking.record;
+    Py_XINCREF(unlinking->name);
+    Py_XINCREF(unlinking->encoded);
+    Py_XINCREF(unlinking->record.journal);
+    Py_END_CRITICAL_SECTION();
+    if (unlinking->name == NULL) {
+        named_raise(self, EBADF, "_unlink", NULL);
+        return -1;
+    }
+    if (audit_unlink(kind, unlinking->name) < 0) {
+        drop_unlinking(unlinking);
+        return -1;
+    }
+    return 0;
+}
+
 PyObject *
-tracked_unlink(NamedObject *self, Kind kind)
+tracked_end_unlink(NamedObject *self, Unlinking *unlinking, const char *call, int error)
+{
+    PyObject *result;
+    if (error == 0 || error == ENOENT) { /* somebody else did it, which is as well */
+        record_remove(&unlinking->record);
+        result = Py_NewRef(Py_None);
+    }
+    else {
+        result = named_raise(self, error, call, NULL);
+    }
+    drop_unlinking(unlinking);
+    return result;
+}
+
+PyObject *
+tracked_unlink_file(NamedObject *self, Kind kind)
 {
     char path[SHM_PATH_SIZE];
     FileFacts facts;
-    PyObject *encoded = NULL, *name = NULL;
-    Identity identity;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    name = self->name;
-    encoded = self->encoded;
-    Py_XINCREF(name);
-    Py_XINCREF(encoded);
-    identity = self->identity;
-    Py_END_CRITICAL_SECTION();
-    if (name == NULL) {
-        return named_raise(self, EBADF, "_unlink", NULL);
+    Unlinking unlinking;
+    int error;
+    if (tracked_begin_unlink(self, kind, &unlinking) < 0) {
+        return NULL;
     }
-    int error = 0;
-    bool vetoed = audit_unlink(kind, name) < 0;
-    if (!vetoed) {
-        Py_BEGIN_ALLOW_THREADS
-        error = object_path(kind, PyBytes_AS_STRING(encoded), path);
-        if (error == 0 && identity_facts_at(path, &facts) < 0) {
-            error = errno;
-        }
-        if (error == 0 && identity_same_object(&facts.identity, &identity) && unlink(path) < 0) {
-            error = errno;
-        }
-        Py_END_ALLOW_THREADS
-        if (error == ENOENT) { /* somebody else did it, which is as well */
-            error = 0;
-        }
+    Py_BEGIN_ALLOW_THREADS
+    error = object_path(kind, PyBytes_AS_STRING(unlinking.encoded), path);
+    if (error == 0 && identity_facts_at(path, &facts) < 0) {
+        error = errno;
     }
-    PyObject *result = NULL;
-    if (!vetoed) {
-        result = error == 0 ? tracked_forget((PyObject *)self, NULL) : named_raise(self, error, "unlink", NULL);
+    if (error == 0 && identity_same_object(&facts.identity, &unlinking.identity) && unlink(path) < 0) {
+        error = errno;
     }
-    Py_DECREF(name);
-    Py_DECREF(encoded);
-    return result;
+    Py_END_ALLOW_THREADS
+    return tracked_end_unlink(self, &unlinking, "unlink", error);
 }
 
 #endif
