@@ -89,6 +89,9 @@ open_queue(OpenRequest *request)
         request->failed = "fstat";
     }
     if (error != 0) {
+        if ((request->flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) { /* it is ours, and nobody hears of it */
+            mq_unlink(request->name);
+        }
         mq_close(request->descriptor);
         request->descriptor = -1;
     }
