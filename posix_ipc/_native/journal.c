@@ -185,7 +185,7 @@ hold(int count, const char *path, Held *held)
     header->version = VERSION;
     header->slot_size = sizeof(Slot);
     header->ipc_namespace = identity_ipc_namespace();
-    atomic_signal_fence(memory_order_seq_cst); /* whoever finds no magic finds no header: see _journal.read */
+    atomic_thread_fence(memory_order_release); /* whoever finds no magic finds no header: see _journal.read */
     memcpy(header->magic, MAGIC, sizeof(MAGIC));
     return 0;
 }

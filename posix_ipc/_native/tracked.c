@@ -5,6 +5,17 @@
 
 #include <errno.h>
 
+/* Borrowed; NULL with an exception set. The interpreter may have taken the module apart, and with it the type. */
+static JournalObject *
+as_journal(State *state, PyObject *arg)
+{
+    if (!Py_IS_TYPE(arg, state->Journal)) {
+        PyErr_Format(PyExc_TypeError, "not a Journal: %R", arg);
+        return NULL;
+    }
+    return (JournalObject *)arg;
+}
+
 int
 tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject **journal, PyObject **name,
                          PyObject **encoded, mode_t *mode)
@@ -13,13 +24,9 @@ tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject 
         PyErr_Format(PyExc_TypeError, "_create() takes %d arguments", 3 + extra);
         return -1;
     }
-    PyObject *first = PyTuple_GET_ITEM(args, 0);
-    if (!Py_IS_TYPE(first, state->Journal)) {
-        PyErr_Format(PyExc_TypeError, "not a Journal: %R", first);
-        return -1;
-    }
-    *journal = (JournalObject *)first;
-    return args_mode(PyTuple_GET_ITEM(args, 2), mode) < 0 ? -1
+    *journal = as_journal(state, PyTuple_GET_ITEM(args, 0));
+    return *journal == NULL ? -1
+           : args_mode(PyTuple_GET_ITEM(args, 2), mode) < 0 ? -1
            : args_name_for(PyTuple_GET_ITEM(args, 1), O_CREAT | O_EXCL, name, encoded);
 }
 
@@ -59,12 +66,13 @@ tracked_record(PyObject *op, PyObject *args)
 {
     NamedObject *self = (NamedObject *)op;
     State *state = state_of(op);
-    PyObject *journal;
+    PyObject *arg;
     int kind, own;
-    if (state == NULL || !PyArg_ParseTuple(args, "O!ip:_record", state->Journal, &journal, &kind, &own)) {
+    Record record = {.index = -1};
+    if (state == NULL || !PyArg_ParseTuple(args, "Oip:_record", &arg, &kind, &own) ||
+        (record.journal = as_journal(state, arg)) == NULL) {
         return NULL;
     }
-    Record record = {.journal = (JournalObject *)journal, .index = -1};
     JournalObject *dropped = NULL;
     int error = 0;
     Py_BEGIN_CRITICAL_SECTION(self);
@@ -85,7 +93,7 @@ tracked_record(PyObject *op, PyObject *args)
                                    !own || self->tracking.from_pickle);
         error = record.index < 0 ? NO_SLOT : 0;
         if (error == 0) { /* a claim of before stays: for pickles in flight, which may be those of another handle */
-            Py_INCREF(journal);
+            Py_INCREF(record.journal);
             dropped = old->journal;
             *old = record;
         }
