@@ -10,7 +10,7 @@ import pytest
 from lifetime import belong_to_a_new_tree, die_after, existing, make, run_privately
 from support import KINDS, skip
 
-from posix_ipc import ExistentialError, _journal, _reaper
+from posix_ipc import ExistentialError, _journal, _reaper, unlink_message_queue
 from posix_ipc.mp_integration import Semaphore, SharedMemory, untrack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
@@ -116,6 +116,30 @@ def make_what_others_unlink():
 
 def test_what_others_unlink_and_what_is_claimed_again_takes_no_room():
     run_privately(make_what_others_unlink)
+
+
+def make_queues_that_others_unlink():
+    """Nobody can look whether a queue is there without opening it, but whoever closes it sees."""
+    tracker = belong_to_a_new_tree()
+    for count in range(2 * _journal.FIRST_SLOTS):
+        queue = make("MessageQueue", "/unlinked")
+        unlink_message_queue("/unlinked")
+        if count % 2:
+            queue.close()
+        del queue
+    (process,) = _journal.existing()
+    (journal,) = process.journals
+    with open(journal.path, "rb") as file:
+        assert _journal.read(file.fileno()).entries == []
+    queue = make("MessageQueue", "/kept")
+    queue.close()
+    assert queue.owned
+    queue.unlink()
+    del tracker
+
+
+def test_a_queue_that_others_unlink_takes_no_room_when_it_is_closed():
+    run_privately(make_queues_that_others_unlink)
 
 
 class Equal(SharedMemory):

@@ -340,6 +340,10 @@ PyObject *tracked_get_identity(PyObject *self, void *closure);
 /* (journal, name, mode, ...): new references to the text and the bytes of the name; borrowed to the rest. */
 int tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject **journal, PyObject **name,
                              PyObject **encoded, mode_t *mode);
+/* Frees the record of an object that others have unlinked, of which the last chance to hear is here. In the critical section,
+ * or a deallocator, before the descriptor is closed. */
+void tracked_forget_if_gone(NamedObject *self, int descriptor);
+
 /* What an unlink is about, read at one moment: meanwhile another thread may open something else through the handle. */
 typedef struct {
     PyObject *name;

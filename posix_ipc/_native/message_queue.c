@@ -45,6 +45,9 @@ message_queue_dealloc(PyObject *op)
     MessageQueueObject *self = (MessageQueueObject *)op;
     named_begin_dealloc(&self->head);
     if (self->handle != NULL) {
+#if HAVE_TRACKING
+        tracked_forget_if_gone(&self->head, self->handle->descriptor);
+#endif
         self->handle->keep_open = !self->head.owned; /* a constructor's descriptor is the caller's: see shared_memory.c */
         handle_free(self->handle);
     }
@@ -833,6 +836,9 @@ close_queue(MessageQueueObject *self, bool quiet)
     handle = self->handle;
     self->handle = NULL;
     if (handle != NULL) {
+#if HAVE_TRACKING
+        tracked_forget_if_gone(&self->head, handle->descriptor);
+#endif
         unused = handle_close(handle);
         if (!unused) {
             (void)mq_notify(handle->descriptor, NULL); /* closing does this too, but that waits for others now */

@@ -117,6 +117,17 @@ tracked_forget(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+void
+tracked_forget_if_gone(NamedObject *self, int descriptor)
+{
+    FileFacts facts;
+    Record *record = &self->tracking.record;
+    if (record_state(record) != SLOT_FREE && identity_facts(descriptor, &facts) == 0 && facts.links == 0 &&
+        identity_same_object(&facts.identity, &record->identity)) {
+        record_remove(record);
+    }
+}
+
 PyObject *
 tracked_get_owned(PyObject *op, void *Py_UNUSED(closure))
 {
