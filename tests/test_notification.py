@@ -600,3 +600,24 @@ def test_interpreter_ends_in_time_and_quietly(moment):
     )
     child = run_python(code, moment)
     assert (child.stdout, child.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("where", ["here", "in a forked child"])
+def test_nothing_is_armed_after_the_end_of_notifications(where):
+    """Nor in a child, which begins without the callbacks of its parent, but not anew."""
+    child = run_python(
+        "import atexit, os, sys\n"
+        "def arm():\n"
+        "    if sys.argv[1] != 'here' and os.fork() != 0:\n"
+        "        os.wait()\n"
+        "        return\n"
+        "    q = posix_ipc.MessageQueue(None, posix_ipc.O_CREX, max_messages=2, max_message_size=64)\n"
+        "    q.unlink()\n"
+        "    try: q.request_notification((print, 'called'))\n"
+        "    except posix_ipc.Error as error: print(str(error).partition(': ')[2])\n"
+        "    q.close()\n"
+        "atexit.register(arm)\n"  # before the import, so it is called after what that registers
+        "import posix_ipc\n",
+        where,
+    )
+    assert (child.stdout, child.stderr) == ("the interpreter is ending, no callback can run\n", "")

@@ -432,6 +432,37 @@ def end_without_destroying(own_lock, state, *names):
         wait_until(lambda: support.threads() == armed.threads)
 
 
+def arm_when_it_is_too_late(own_lock, queue_name):
+    """What is called at exit after this package's own end arms nothing: a message would call into freed memory."""
+    queue = MESSAGE_QUEUE.create(queue_name)
+    try:
+        before = support.threads()
+        interpreter = Interpreter(own_lock)
+        interpreter.run(
+            """
+            import atexit
+
+            def arm():
+                queue = posix_ipc.MessageQueue({queue_name})
+                try:
+                    queue.request_notification((print, "from the dead"))
+                except posix_ipc.Error as error:
+                    queue.send(str(error).partition(": ")[2])
+                queue.close()
+
+            atexit.register(arm)  # before the import, so it is called after what that registers
+            import posix_ipc
+            """,
+            queue_name=queue_name,
+        )
+        interpreter.destroy()
+        assert queue.receive(0)[0] == b"the interpreter is ending, no callback can run"
+        queue.send(b"too late")
+        wait_until(lambda: support.threads() == before)
+    finally:
+        MESSAGE_QUEUE.remove(queue_name)
+
+
 def races_of_message_and_end(own_lock, *names):
     """The message comes at about the time of the interpreter's end: it calls or it does not, and nothing crashes."""
     for number in range(12):
@@ -455,6 +486,10 @@ def races_of_message_and_end(own_lock, *names):
 )
 def test_callback_of_another_interpreter(scenario, own_lock, names):
     support.run_function(scenario, own_lock, names(), names(), names())
+
+
+def test_nothing_is_armed_after_the_end_of_notifications(own_lock, names):
+    support.run_function(arm_when_it_is_too_late, own_lock, names())
 
 
 @pytest.mark.slow

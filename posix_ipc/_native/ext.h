@@ -88,6 +88,7 @@ typedef struct {
     PyObject *rebuild;   /* the function that every pickle of a handle names */
     uint8_t boot_id[16]; /* of this host's kernel; zeros where it cannot be read */
     _Atomic(Notifier *) notifier; /* the callbacks armed in this interpreter; a forked child begins with a new one */
+    _Atomic bool notifications_stopped; /* the interpreter is about to end; a forked child inherits that */
 } State;
 
 /* The state of the module that defined `type` or the base it inherits from; NULL with an exception set when the

@@ -52,7 +52,7 @@ struct Notifier {
     unsigned users;    /* the module, and each thread */
     unsigned entering; /* threads on their way into the interpreter */
     unsigned running;  /* threads in it */
-    bool stopped;
+    bool stopped;      /* as the module state says, which a thread cannot ask: it may be gone */
     pid_t pid;
     PyInterpreterState *interpreter;
     Notification *armed;
@@ -240,6 +240,7 @@ any_queue(Notifier *notifier)
 void
 notifier_stop(State *state)
 {
+    atomic_store(&state->notifications_stopped, true); /* also for a registry that is made after this */
     Notifier *notifier = notifier_existing(state);
     if (notifier == NULL) {
         return;
@@ -479,12 +480,12 @@ error:
 /* Replaces what this process asked for, or leaves all as it is. 0 or an errno; ECANCELED: the interpreter is ending.
  * The thread may free the notification as soon as this has been called. */
 static int
-arm(Notification *notification, int mqd, References *references, References *replaced)
+arm(State *state, Notification *notification, int mqd, References *references, References *replaced)
 {
     Notifier *notifier = notification->notifier;
     int error = ECANCELED;
     pthread_mutex_lock(&notifier->lock);
-    if (!notifier->stopped) {
+    if (!atomic_load(&state->notifications_stopped)) {
         take_by_identity_locked(notifier, &notification->queue, replaced);
         error = mq_notify_call(mqd, NULL);
         if (error == 0) {
@@ -512,7 +513,7 @@ notification_arm(State *state, PyObject *queue, int mqd, const Identity *identit
         return -1;
     }
     References references = {Py_NewRef(queue), Py_NewRef(callback), Py_NewRef(param)};
-    int error = arm(notification, mqd, &references, replaced);
+    int error = arm(state, notification, mqd, &references, replaced);
     if (error == 0) {
         return 0;
     }
