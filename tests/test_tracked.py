@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import gc
 import os
 import pickle
@@ -243,6 +244,66 @@ def test_manager_removes_all_of_its_objects():
         inside()
     assert len(names) == 3
     assert not any(EXISTS[kind](name) for kind, name in names)
+
+
+@contextlib.contextmanager
+def a_stranger_at(number):
+    """Whoever closed the number behind our back, another segment of 128 bytes is there now, and must stay."""
+    with posix_ipc.SharedMemory(unique_name(), O_CREX, size=128) as stranger:
+        stranger.unlink()
+        os.dup2(stranger.fd, number, inheritable=False)
+        yield
+        assert os.path.samestat(os.fstat(number), os.fstat(stranger.fd))
+        os.close(number)
+
+
+ENDS = {
+    "close": lambda handle: handle.close(),
+    "close_fd": lambda handle: handle.close_fd(),
+    "with": lambda handle: handle.__exit__(None, None, None),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("made", ["tracked", "loaded", "pickled"])
+def test_segment_leaves_a_strangers_descriptor_alone(made, end):
+    handle = SharedMemory(size=64) if made == "tracked" else posix_ipc.SharedMemory(unique_name(), O_CREX, size=64)
+    if made != "tracked":
+        loaded = pickle.loads(pickle.dumps(handle))  # from here on a plain handle knows what it is on
+        handle, other = (loaded, handle) if made == "loaded" else (handle, loaded)
+        other.close()
+    with a_stranger_at(handle.fd):
+        for look in (lambda: handle.size, lambda: handle.buf):
+            with pytest.raises(ExistentialError) as caught:
+                look()
+            assert (caught.value.errno, caught.value.name) == (errno.EBADF, handle.name)
+        with pytest.raises(ValueError, match="closed by somebody else"):
+            ENDS[end](handle)
+        assert handle.fd == -1
+    with contextlib.suppress(ExistentialError):  # `with` did
+        handle.unlink()
+
+
+def test_manager_leaves_a_strangers_descriptor_alone():
+    manager = IPCManager()
+    segment = manager.SharedMemory(size=64)
+    with a_stranger_at(segment.fd), pytest.raises(ValueError, match="closed by somebody else"), manager:
+        pass
+    assert not EXISTS[SEGMENT](segment.name)
+
+
+def test_exit_leaves_a_strangers_descriptor_alone():
+    child = run_python(
+        "import atexit, os\n"
+        "@atexit.register\n"  # before the import, so it is called after what that registers
+        "def look():\n"
+        "    print(os.path.samestat(os.fstat(number), os.fstat(stranger)))\n"
+        "from posix_ipc import mp_integration\n"
+        "segment = mp_integration.SharedMemory(size=64)\n"
+        "number, stranger = segment.fd, os.open('/dev/null', os.O_RDONLY)\n"
+        "os.dup2(stranger, number, inheritable=False)\n"
+    )
+    assert (child.stdout, child.stderr) == ("True\n", "")
 
 
 def test_forked_child_that_leaves_an_inherited_block_unlinks_nothing():

@@ -19,7 +19,7 @@ typedef struct Mapping {
 } Mapping;
 
 typedef struct {
-    NamedObject head; /* the identity is asked for when it is needed first: most segments are never pickled */
+    NamedObject head; /* a constructor does not ask for the identity, pickling does: most segments are never pickled */
     int descriptor;   /* -1: closed, or never opened */
     Mapping *mapping; /* NULL until somebody looks at the memory */
     Mapping *retired; /* lent ones that were let go of; they stay as long as the handle */
@@ -447,13 +447,16 @@ shared_memory_fileno(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromLong(read_descriptor(self));
 }
 
-/* Takes the descriptor, and if asked for the mapping, out of the handle and closes them. 0 or an errno. */
+/* Takes the descriptor, and if asked for the mapping, out of the handle and closes them. 0 or an errno; EBADF also if
+ * somebody closed the descriptor and its number became a stranger's, as far as the identity is known. */
 static int
 close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
 {
     int error = 0;
     Mapping *unused = NULL;
+    Identity identity;
     Py_BEGIN_CRITICAL_SECTION(self);
+    identity = self->head.identity;
     *descriptor = self->descriptor;
     self->descriptor = -1;
     if (mapping_too) {
@@ -463,7 +466,10 @@ close_handle(SharedMemoryObject *self, bool mapping_too, int *descriptor)
     if (unused != NULL) {
         mapping_free(unused);
     }
-    if (*descriptor >= 0) {
+    if (*descriptor >= 0 && identity.inode != 0 && !identity_leads_to(*descriptor, &identity)) {
+        error = EBADF;
+    }
+    else if (*descriptor >= 0) {
         Py_BEGIN_ALLOW_THREADS /* the last descriptor of an unlinked segment frees its pages */
         error = close(*descriptor) < 0 && errno != EINTR ? errno : 0; /* EINTR: closed all the same */
         Py_END_ALLOW_THREADS
@@ -486,7 +492,8 @@ PyDoc_STRVAR(close_fd_doc,
 "Close the descriptor. Memory that is mapped stays mapped, and buf goes on giving views of it; a second call does\n"
 "nothing. close() lets go of both.\n\n"
 "This is not done when the object is collected, unless it was made by unpickling or copying. Raises ValueError if the\n"
-"descriptor was closed behind this object's back.\n\n"
+"descriptor was closed behind this object's back. If its number leads to another file by now, that one stays open; but a\n"
+"handle made by a constructor cannot tell before it has been pickled, and closes it.\n\n"
 "POSIX.1-2008: close().");
 
 static PyObject *
@@ -501,7 +508,7 @@ PyDoc_STRVAR(close_doc,
 "close($self, /)\n--\n\n"
 "Close the descriptor and let go of the memory; the segment lives on, and unlink() still works here.\n\n"
 "Views of the memory stay usable, and take it with them when the last one goes. A second call does nothing. Raises\n"
-"ValueError if the descriptor was closed behind this object's back.\n\n"
+"ValueError if the descriptor was closed behind this object's back; see close_fd().\n\n"
 "POSIX.1-2008: close(), munmap().");
 
 static PyObject *
@@ -704,23 +711,39 @@ shared_memory_unlink_tracked(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* ---- buffer ---- */
 
+/* In the critical section: the size of the segment as it is now. 0 or an errno; EBADF: closed, by us or by somebody. */
+static int
+read_size(const SharedMemoryObject *self, int64_t *size)
+{
+    FileFacts facts;
+    if (identity_facts(self->descriptor, &facts) < 0) { /* EBADF for -1 */
+        return errno;
+    }
+    if (self->head.identity.inode != 0 && !identity_same_object(&facts.identity, &self->head.identity)) {
+        return EBADF; /* a stranger's */
+    }
+    *size = facts.size;
+    return 0;
+}
+
 /* In the critical section: the mapping of the segment as it is now, made anew after a resize. 0 or an errno; EINVAL: the
  * segment is empty. *unused is a mapping to free. */
 static int
 map_current(SharedMemoryObject *self, Mapping **unused)
 {
-    struct stat status;
+    int64_t size = 0;
     if (self->descriptor < 0) { /* after close_fd() */
         return self->mapping != NULL ? 0 : EBADF;
     }
-    if (fstat(self->descriptor, &status) < 0) {
-        return errno;
+    int error = read_size(self, &size);
+    if (error != 0) {
+        return error;
     }
-    if (status.st_size == 0) {
+    if (size == 0) {
         return EINVAL;
     }
-    if (self->mapping == NULL || self->mapping->size != (size_t)status.st_size) {
-        Mapping *fresh = mapping_new(self->descriptor, (size_t)status.st_size, self->read_only);
+    if (self->mapping == NULL || self->mapping->size != (size_t)size) {
+        Mapping *fresh = mapping_new(self->descriptor, (size_t)size, self->read_only);
         if (fresh == NULL) {
             return errno;
         }
@@ -829,12 +852,12 @@ static PyObject *
 shared_memory_get_size(PyObject *op, void *Py_UNUSED(closure))
 {
     SharedMemoryObject *self = (SharedMemoryObject *)op;
-    struct stat status;
+    int64_t size = 0;
     int error;
-    Py_BEGIN_CRITICAL_SECTION(self); /* fstat does not wait; outside, another thread could close the descriptor */
-    error = fstat(self->descriptor, &status) < 0 ? errno : 0; /* EBADF for -1 */
+    Py_BEGIN_CRITICAL_SECTION(self); /* it does not wait; outside, another thread could close the descriptor */
+    error = read_size(self, &size);
     Py_END_CRITICAL_SECTION();
-    return error != 0 ? named_raise(&self->head, error, "fstat", NULL) : PyLong_FromLongLong(status.st_size);
+    return error != 0 ? named_raise(&self->head, error, "fstat", NULL) : PyLong_FromLongLong(size);
 }
 
 PyDoc_STRVAR(shared_memory_doc,
