@@ -306,6 +306,28 @@ def test_exit_leaves_a_strangers_descriptor_alone():
     assert (child.stdout, child.stderr) == ("True\n", "")
 
 
+@pytest.mark.parametrize("number", ["closed", "a file's", "another queue's"])
+def test_queue_goes_by_name_where_its_descriptor_is_no_longer_its_own(number):
+    handle, other = MessageQueue(**SMALL_QUEUE), MessageQueue(**SMALL_QUEUE)
+    if number == "closed":
+        os.close(handle.mqd)
+    else:
+        stranger = os.open("/dev/null", os.O_RDONLY) if number == "a file's" else os.dup(other.mqd)
+        os.dup2(stranger, handle.mqd, inheritable=False)
+        os.close(stranger)
+    assert handle.owned
+    handle.unlink()
+    assert not handle.owned
+    assert not EXISTS[QUEUE](handle.name)
+    assert EXISTS[QUEUE](other.name)
+    handle.unlink()  # silent the second time
+    if number != "closed":
+        os.close(handle.mqd)
+    handle.close()
+    other.unlink()
+    other.close()
+
+
 def test_forked_child_that_leaves_an_inherited_block_unlinks_nothing():
     run_python(
         "import os\n"

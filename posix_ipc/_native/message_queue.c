@@ -1111,14 +1111,18 @@ message_queue_attach(PyObject *op, PyObject *args)
 }
 
 /* Does the name still lead to the queue of this handle? A queue has one name and cannot be renamed: it does as long as
- * the queue has it. Asked through the handle's own descriptor where it is open, because closing any other one would
- * cancel this process's notification. 0 or an errno; ENOENT: no. */
+ * the queue has it. Asked through the handle's own descriptor where it is open, and not closed or a stranger's behind our
+ * back, because closing any other one would cancel this process's notification. 0 or an errno; ENOENT: no. */
 static int
 check_still_named(MessageQueueObject *self, const char *name, const Identity *identity)
 {
     FileFacts facts;
     int descriptor;
     Handle *handle = message_queue_pin((PyObject *)self, &descriptor);
+    if (handle != NULL && !identity_leads_to(descriptor, identity)) {
+        message_queue_unpin((PyObject *)self, handle);
+        handle = NULL;
+    }
     if (handle == NULL) {
         descriptor = mq_open(name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     }
