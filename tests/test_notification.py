@@ -289,6 +289,44 @@ def test_callbacks_run_while_the_main_thread_waits(queue):
     assert answers.receive(60) == (b"question", 0)
 
 
+# ---- other handles that are closed: Linux forgets the notification ----
+
+
+def test_callback_is_asked_for_again(queue, called):
+    q = queue()
+    q.request_notification((called, None))
+    for _ in range(20):
+        posix_ipc.MessageQueue(q.name).close()
+    wait_until(lambda: not is_free(q))
+    assert called.calls == []
+    fire(q)
+    called.wait()
+    wait_until(lambda: is_free(q))
+    assert len(called.calls) == 1
+
+
+@pytest.mark.parametrize("before", ["empty", "a message, which was taken out"])
+def test_message_that_arrived_while_nobody_was_registered_is_told(queue, called, before):
+    q = queue()
+    other = queue(q.name, flags=0)
+    if before != "empty":
+        q.send(b"before")
+    q.request_notification((called, None))
+    if before != "empty":
+        q.receive(0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(30)  # nothing else runs here before we wait
+    try:
+        other.close()
+        q.send(b"into the empty queue")
+    finally:
+        sys.setswitchinterval(interval)
+    called.wait()
+    assert q.receive(0) == (b"into the empty queue", 0)
+    assert is_free(q)
+    assert len(called.calls) == 1
+
+
 # ---- cancelling and replacing ----
 
 

@@ -786,7 +786,8 @@ PyDoc_STRVAR(request_notification_doc,
 "a tuple (callable, parameter) has callable(parameter) run in a new thread, where it may ask again. An exception that\n"
 "it raises goes to sys.unraisablehook. The queue is kept alive while its callable waits to be called.\n"
 "What this process asked for before is replaced. Linux forgets a signal asked for when this process closes any handle on\n"
-"the queue; a callable is asked for again then. Raises BusyError when another process is the one to be told,\n"
+"the queue; a callable is asked for again then, or called at once if there are messages, for one of them may have come\n"
+"meanwhile: a callable should be ready to find nothing new. Raises BusyError when another process is the one to be told,\n"
 "ValueError (anything else), OSError (no such signal), ExistentialError (closed), Error (the interpreter is ending).\n\n"
 "POSIX.1-2008: mq_notify().");
 

@@ -10,7 +10,9 @@
  * the interpreter at its end. A thread that finds them gone touches nothing of Python.
  *
  * The kernel removes a registration when its process closes any descriptor of the queue, be it of another handle. A
- * thread that hears "removed" while the references are still there knows that nobody meant it, and registers again.
+ * thread that hears "removed" while the references are still there knows that nobody meant it, and registers again. It
+ * needs the interpreter for that. If there are messages by then, one of them may have come into the empty queue meanwhile,
+ * so the callback runs: once too often is better than never.
  */
 #include "ext.h"
 
@@ -37,7 +39,6 @@ typedef struct Notification {
     struct Notification *next; /* in the registry, as long as that holds the references */
     References references;
     Identity queue; /* which one; there may be several handles */
-    bool was_empty; /* when it was armed */
     Phase phase;
     int socket;
     Identity socket_identity; /* somebody may close all descriptors, and its number become a stranger's */
@@ -180,16 +181,11 @@ register_socket_locked(Notification *notification, int mqd)
 {
     static const char cookie[COOKIE_SIZE];
     struct sigevent event;
-    struct mq_attr attributes;
     memset(&event, 0, sizeof(event));
     event.sigev_notify = SIGEV_THREAD;
     event.sigev_signo = notification->socket;
     event.sigev_value.sival_ptr = (void *)cookie; /* only read */
-    int error = mq_notify_call(mqd, &event);
-    if (error == 0) {
-        notification->was_empty = mq_getattr(mqd, &attributes) == 0 && attributes.mq_curmsgs == 0;
-    }
-    return error;
+    return mq_notify_call(mqd, &event);
 }
 
 /* ---- cancelling ---- */
@@ -346,14 +342,14 @@ register_again(Notification *notification)
     }
     Again again = GONE;
     int mqd;
+    struct mq_attr attributes;
     Handle *pinned = message_queue_pin(queue, &mqd);
     if (pinned != NULL && identity_leads_to(notification->socket, &notification->socket_identity)) {
         pthread_mutex_lock(&notifier->lock);
-        bool was_empty = notification->was_empty;
         /* Not if it is taken: then another interpreter of this process, or another process, was told instead. */
         if (notification->references.queue != NULL && register_socket_locked(notification, mqd) == 0) {
             again = ARMED_AGAIN;
-            if (was_empty && !notification->was_empty) { /* it arrived while nobody was registered */
+            if (mq_getattr(mqd, &attributes) < 0 || attributes.mq_curmsgs != 0) {
                 again = MISSED_MESSAGE;
                 (void)mq_notify_call(mqd, NULL);
             }

@@ -328,6 +328,11 @@ class Worker:
         """Return the event that is bound to come."""
         return self.events.get(timeout=DEADLINE)
 
+    def event_within(self, seconds):
+        """Return the event that may come; None if it does not."""
+        with contextlib.suppress(queue.Empty):
+            return self.events.get(timeout=seconds)
+
 
 def main():
     (prefix,) = sys.argv[1:]
