@@ -10,7 +10,7 @@ import stat
 import sys
 
 import pytest
-from support import KINDS, SMALL_QUEUE, open_fds, run_python, unique_name
+from support import KINDS, SMALL_QUEUE, open_fds, run_python, threads, unique_name, wait_until
 
 import posix_ipc
 from posix_ipc import O_CREAT, O_CREX, ExistentialError
@@ -326,6 +326,27 @@ def test_queue_goes_by_name_where_its_descriptor_is_no_longer_its_own(number):
     handle.close()
     other.unlink()
     other.close()
+
+
+@pytest.mark.parametrize("flags", [O_CREX, 0], ids=("created", "attached"))
+def test_callback_does_not_move_to_the_queue_that_is_opened_anew(flags):
+    """`__init__` on a handle that has asked for one."""
+    handle, name, calls = MessageQueue(**SMALL_QUEUE), unique_name(), []
+    other = MessageQueue(name, O_CREX, **SMALL_QUEUE) if flags == 0 else None
+    before = threads()
+    handle.request_notification((calls.append, "asked of the first queue"))
+    handle.unlink()
+    handle.__init__(name, flags)
+    wait_until(lambda: threads() == before)
+    handle.send(b"into the second queue")
+    handle.request_notification((calls.append, "asked of the second queue"))
+    handle.receive(0)
+    handle.send(b"into the second queue")
+    wait_until(lambda: calls)
+    assert calls == ["asked of the second queue"]
+    for each in filter(None, (other, handle)):
+        each.unlink()
+        each.close()
 
 
 def test_forked_child_that_leaves_an_inherited_block_unlinks_nothing():

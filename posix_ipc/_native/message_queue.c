@@ -133,11 +133,13 @@ raise_open(State *state, int error, const OpenRequest *request, PyObject *name)
     raise_errno(state, error, request->failed, name, sizes ? reason : NULL);
 }
 
-/* Puts an open queue into the object, in place of what it held before. Consumes all it is given. */
+/* Puts an open queue into the object, in place of what it held before. Consumes all it is given. A callback that was asked
+ * for of what it held does not run any more. */
 static void
-install(MessageQueueObject *self, Handle *handle, const OpenRequest *request, PyObject *name, PyObject *encoded,
-        mode_t mode, bool owned, Tracking tracking)
+install(State *state, MessageQueueObject *self, Handle *handle, const OpenRequest *request, PyObject *name,
+        PyObject *encoded, mode_t mode, bool owned, Tracking tracking)
 {
+    message_queue_cancel(state, (PyObject *)self);
     Handle *old;
     PyObject *spare;
     bool unused = false;
@@ -208,8 +210,7 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
         raise_open(state, error, &request, name);
         goto done;
     }
-    message_queue_cancel(state, op); /* what was asked of another queue, if this is not the first __init__ */
-    install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false,
+    install(state, (MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false,
             (Tracking){.active = false});
     handle = NULL;
     name = encoded = NULL;
@@ -284,7 +285,7 @@ attach(State *state, PyObject *op, PyObject *arg, mode_t mode, int options, cons
         identity_raise_mismatch(state, wanted, &request.facts.identity, KIND_MESSAGE_QUEUE, name);
         goto error;
     }
-    install((MessageQueueObject *)op, handle, &request, name, encoded, mode, true,
+    install(state, (MessageQueueObject *)op, handle, &request, name, encoded, mode, true,
             (Tracking){.active = tracked, .from_pickle = wanted != NULL});
     return 0;
 error:
@@ -1080,7 +1081,7 @@ message_queue_create(PyObject *op, PyObject *args)
         goto error;
     }
     Py_INCREF(record.journal);
-    install((MessageQueueObject *)op, handle, &request, name, encoded, request.mode, true,
+    install(state, (MessageQueueObject *)op, handle, &request, name, encoded, request.mode, true,
             (Tracking){.active = true, .record = record});
     Py_RETURN_TRUE;
 error:

@@ -344,7 +344,8 @@ register_again(Notification *notification)
     int mqd;
     struct mq_attr attributes;
     Handle *pinned = message_queue_pin(queue, &mqd);
-    if (pinned != NULL && identity_leads_to(notification->socket, &notification->socket_identity)) {
+    if (pinned != NULL && identity_same_object(&pinned->identity, &notification->queue) && /* __init__ may change it */
+        identity_leads_to(notification->socket, &notification->socket_identity)) {
         pthread_mutex_lock(&notifier->lock);
         /* Not if it is taken: then another interpreter of this process, or another process, was told instead. */
         if (notification->references.queue != NULL && register_socket_locked(notification, mqd) == 0) {
