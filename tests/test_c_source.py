@@ -5,6 +5,11 @@ may do is followed through all functions of these files. That it sees a fault is
 """
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -223,6 +228,51 @@ def test_all_state_is_in_the_module_or_constant(sources):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_file_begins_with_a_comment(path):
     assert re.match(r"/\* \w", path.read_text(encoding="utf-8"))
+
+
+# ---- other systems ----
+
+HEADERS = """
+    errno.h fcntl.h limits.h pthread.h semaphore.h signal.h stdatomic.h stdio.h stdlib.h string.h sys/mman.h
+    sys/resource.h sys/stat.h sys/statvfs.h unistd.h
+"""
+
+# What the headers of this system say is taken back, and what the other one has not must not be called.
+GLIBC = "__GLIBC__ __GLIBC_PREREQ"
+LINUX = f"{GLIBC} __linux__ STATX_BTIME AT_EMPTY_PATH O_TMPFILE RLIMIT_MSGQUEUE MADV_WIPEONFORK"
+SYSTEMS = {
+    "Linux with musl": ("", GLIBC, "sem_clockwait"),
+    "macOS": (
+        "#define __APPLE__ 1\n",
+        LINUX,
+        "sem_clockwait sem_timedwait sem_getvalue posix_fallocate statx ppoll",
+    ),
+    "FreeBSD": ("", LINUX, "sem_clockwait statx"),
+}
+
+
+@needs_sources
+@pytest.mark.skipif(sys.platform != "linux", reason="it pretends on the headers of Linux")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_source_can_be_read_by_the_compiler_of(system, tmp_path):
+    """Its own headers are not here, but that the guards leave out what it has not can be seen."""
+    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("no compiler")
+    defined, undefined, missing = SYSTEMS[system]
+    lines = [f"#include <{header}>" for header in ("Python.h", "structmember.h", *HEADERS.split())]
+    lines += [f"#undef {name}" for name in undefined.split()]
+    lines += [f"#pragma GCC poison {missing}", defined]
+    pretence = tmp_path / "pretence.h"
+    pretence.write_text("\n".join(lines))
+    files = [path for path in SOURCES if path.suffix == ".c"]
+    include = sysconfig.get_path("include")
+    command = [*compiler, "-std=gnu11", "-Wall", "-Wextra", "-fsyntax-only", '-DPOSIX_IPC_VERSION=""', f"-I{include}"]
+    told = subprocess.run([*command, "-include", pretence, *files], capture_output=True, text=True)
+    faults = [line for line in told.stderr.splitlines() if re.search(r"\b(error|warning):", line)]
+    if any("Python.h" in fault for fault in faults):
+        pytest.skip("no headers of Python")
+    assert faults == []
 
 
 # ---- the lint itself ----

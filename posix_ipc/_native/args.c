@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
-#if defined(__linux__)
+#if defined(__linux__) || defined(__APPLE__) /* getentropy, which others have in unistd.h */
 #include <sys/random.h>
 #endif
 

@@ -44,12 +44,30 @@
 /* Leases and journals stand on what Linux alone gives: see lease.c. */
 #define HAVE_TRACKING MAP_SEMAPHORE_FILES
 
+#undef HAVE_SEM_TIMEDWAIT /* Python has these names too, for what was there where it was built */
+#undef HAVE_SEM_GETVALUE
+#undef HAVE_SEM_CLOCKWAIT
 #if defined(__APPLE__)
 #define HAVE_SEM_TIMEDWAIT 0
 #define HAVE_SEM_GETVALUE 0
 #else
 #define HAVE_SEM_TIMEDWAIT 1
 #define HAVE_SEM_GETVALUE 1
+#endif
+
+#if defined(__GLIBC__)
+#if __GLIBC_PREREQ(2, 30) /* a line of its own: who has no such macro cannot read it */
+#define HAVE_SEM_CLOCKWAIT 1
+#endif
+#endif
+#if !defined(HAVE_SEM_CLOCKWAIT)
+#define HAVE_SEM_CLOCKWAIT 0
+#endif
+
+#if defined(__APPLE__) || defined(__OpenBSD__)
+#define HAVE_ALLOCATE 0
+#else
+#define HAVE_ALLOCATE 1 /* posix_fallocate(3) */
 #endif
 
 #if defined(SEM_VALUE_MAX)
@@ -368,7 +386,7 @@ typedef struct {
     char temporary[SHM_PATH_SIZE]; /* empty where the kernel can make a file without a name */
 } ShmFile;
 
-/* Every page up to the size, so that a full file system is an error here, not a SIGBUS. 0 or an errno. */
+/* Every page up to the size, so that a full file system is an error here, not a SIGBUS. 0 or an errno; ENOSYS: not here. */
 int shm_file_allocate(int descriptor, off_t size);
 /* The others return 0, or -1 with errno. */
 int shm_file_begin(ShmFile *file, mode_t mode);

@@ -198,7 +198,7 @@ wait_until(sem_t *semaphore, int64_t timeout)
     else {
 #if !HAVE_SEM_TIMEDWAIT
         return ENOSYS;
-#elif defined(__GLIBC__) && __GLIBC_PREREQ(2, 30)
+#elif HAVE_SEM_CLOCKWAIT
         struct timespec deadline = clock_after(CLOCK_MONOTONIC, timeout);
         result = sem_clockwait(semaphore, CLOCK_MONOTONIC, &deadline);
 #else

@@ -316,6 +316,10 @@ shared_memory_init(PyObject *op, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "reserve: there is nothing to reserve without a size");
         goto done;
     }
+    if (request.reserve && !HAVE_ALLOCATE) {
+        raise_errno(state, ENOSYS, "posix_fallocate", NULL, "this system cannot reserve memory");
+        goto done;
+    }
     if (request.size > 0 && request.read_only) {
         PyErr_SetString(PyExc_ValueError, "size: a segment cannot be resized through a read_only handle");
         goto done;
@@ -870,7 +874,7 @@ PyDoc_STRVAR(shared_memory_doc,
 "one cut off is killed by SIGBUS.\n"
 "read_only: open for reading only; not to be combined with a size.\n"
 "reserve: allocate the memory now, all of it, so that a full /dev/shm is an OSError (ENOSPC) here and not a SIGBUS at the\n"
-"first write. Signals are held back meanwhile.\n\n"
+"first write. Signals are held back meanwhile. Where the system cannot do that, such as macOS: OSError (ENOSYS).\n\n"
 "The handle exports the memory as a buffer: segment.buf, memoryview(segment), numpy.frombuffer(segment); see also fd. It\n"
 "is mapped when it is looked at first (ValueError if the segment is empty, ExistentialError if it is closed); a view made\n"
 "after a resize has the new size, an older one keeps its own. `with segment:` does close() at the end. The segment\n"

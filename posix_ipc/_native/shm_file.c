@@ -3,23 +3,30 @@
  * See O_TMPFILE in open(2) and linkat(2). */
 #include "ext.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 
 int
 shm_file_allocate(int descriptor, off_t size)
 {
+#if HAVE_ALLOCATE
     sigset_t all, before;
     sigfillset(&all); /* a signal would undo what is allocated so far, and a periodic one would do so for ever */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = posix_fallocate(descriptor, 0, size);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
+#else
+    (void)descriptor;
+    (void)size;
+    return ENOSYS;
+#endif
 }
 
 #if MAP_SEMAPHORE_FILES
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
