@@ -270,7 +270,7 @@ args_name(PyObject *arg, PyObject **text, PyObject **encoded)
                                    : NULL;
     }
     else {
-        PyErr_Format(PyExc_TypeError, "name must be a str, bytes or None, not %.100s", Py_TYPE(arg)->tp_name);
+        PyErr_Format(PyExc_TypeError, "name must be a str or bytes, not %.100s", Py_TYPE(arg)->tp_name);
         return -1;
     }
     if (as_text == NULL || as_bytes == NULL) {
@@ -323,8 +323,12 @@ args_name_for(PyObject *arg, int flags, PyObject **text, PyObject **encoded)
         PyErr_SetString(PyExc_ValueError, "flags: O_EXCL means nothing without O_CREAT; O_CREX is both");
         return -1;
     }
-    if (arg != Py_None) {
+    if (PyUnicode_Check(arg) || PyBytes_Check(arg)) {
         return args_name(arg, text, encoded);
+    }
+    if (arg != Py_None) {
+        PyErr_Format(PyExc_TypeError, "name must be a str, bytes or None, not %.100s", Py_TYPE(arg)->tp_name);
+        return -1;
     }
     if (!(flags & O_EXCL)) {
         PyErr_SetString(PyExc_ValueError, "name may be None only with O_CREX (O_CREAT | O_EXCL): that creates a new object");

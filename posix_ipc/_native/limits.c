@@ -108,7 +108,8 @@ limit_describe(char *text, size_t size, const char *call, int error)
                  read_sysctl("/proc/sys/vm/max_map_count").text);
         return;
     case ENAMETOOLONG:
-        snprintf(text, size, " (at most %d bytes)", (int)NAME_MAX - (strncmp(call, "sem_", 4) == 0 ? 4 : 0));
+        snprintf(text, size, " (at most %zu bytes)",
+                 NAME_MAX - (strncmp(call, "sem_", 4) == 0 ? strlen(SEMAPHORE_FILE_PREFIX) : 0));
         return;
     case EOVERFLOW:
         if (strncmp(call, "sem_", 4) != 0) {

@@ -273,15 +273,23 @@ release(SemaphoreObject *self)
 
 /* ---- methods ---- */
 
+#if HAVE_SEM_CLOCKWAIT
+#define CLOCK_OF_WAITS "a clock that nobody can set"
+#define LIMITED_WAIT "POSIX.1-2024: sem_clockwait()."
+#else
+#define CLOCK_OF_WAITS "the clock of this system, and moved when that is set"
+#define LIMITED_WAIT "POSIX.1-2008: sem_timedwait()."
+#endif
+
 PyDoc_STRVAR(acquire_doc,
 "acquire($self, /, timeout=None)\n--\n\n"
 "Take one permit: wait until the value is above 0, then lower it by 1.\n\n"
-"timeout: the longest wait in seconds, measured by a clock that nobody can set; None waits for ever, 0 never waits.\n"
+"timeout: the longest wait in seconds, measured by " CLOCK_OF_WAITS "; None waits for ever, 0 never waits.\n"
 "Raises BusyError when the time is over, SignalError when a signal arrives during the wait (the exception of its\n"
 "handler is the cause; KeyboardInterrupt passes through), ExistentialError when this handle is closed, TypeError for a\n"
 "timeout that is negative or no number. Other threads run during the wait. If the process that holds the last permit\n"
 "is killed, nobody returns it.\n\n"
-"POSIX.1-2008: sem_wait(), sem_trywait(); POSIX.1-2024: sem_clockwait().");
+"POSIX.1-2008: sem_wait(), sem_trywait(); " LIMITED_WAIT);
 
 static PyObject *
 semaphore_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
