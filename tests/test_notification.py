@@ -1,11 +1,14 @@
 """MessageQueue.request_notification, by signal and by callback."""
 
+import ctypes
 import errno
 import functools
 import gc
 import os
+import platform
 import resource
 import signal
+import struct
 import sys
 import threading
 import weakref
@@ -16,7 +19,9 @@ from support import (
     finish,
     open_fds,
     run_forked,
+    run_function,
     run_python,
+    skip,
     start_python,
     threads,
     wait_until,
@@ -416,6 +421,47 @@ def request_without_a_descriptor_left():
 
 def test_request_without_a_descriptor_left_leaves_the_one_before_alone():
     run_forked(request_without_a_descriptor_left)
+
+
+def refuse_registrations():
+    """From here on the kernel tells this thread, and only this one, that it has no memory for a notification."""
+    number = 244 if platform.machine() == "x86_64" else 184  # of mq_notify
+    load, jump, give = 0x20, 0x15, 0x06  # bpf(2), seccomp(2)
+    program = [
+        (load, 0, 0, 0),
+        (jump, 0, 3, number),
+        (load, 0, 0, 24 if sys.byteorder == "little" else 28),  # half of the second argument: NULL cancels
+        (jump, 1, 0, 0),
+        (give, 0, 0, 0x00050000 | errno.ENOMEM),
+        (give, 0, 0, 0x7FFF0000),
+    ]
+    filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+    whole = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(filters)))
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.prctl(38, 1, 0, 0, 0) < 0 or library.prctl(22, 2, whole, 0, 0) < 0:
+        skip(f"no right to a seccomp filter: {os.strerror(ctypes.get_errno())}")
+
+
+def request_that_the_kernel_refuses(new):
+    q = posix_ipc.MessageQueue(None, posix_ipc.O_CREX, **SMALL_QUEUE)
+    q.unlink()
+    called = Recorder()
+    q.request_notification((called, "old"))
+    before = threads()
+    refuse_registrations()
+    with pytest.raises(OSError, match="mq_notify") as caught:
+        q.request_notification(REQUESTS[new](Recorder()))
+    assert caught.value.errno == errno.ENOMEM
+    wait_until(lambda: threads() == before)
+    assert called.calls == []
+    wait_until(lambda: "NOTIFY:2 " in os.pread(q.mqd, 200, 0).decode())
+    fire(q)
+    assert called.wait() == [("old",)]
+
+
+@pytest.mark.parametrize("new", REQUESTS)
+def test_request_that_the_kernel_refuses_leaves_the_callback_before_alone(new):
+    run_function(request_that_the_kernel_refuses, new)
 
 
 @pytest.mark.parametrize("number", [0, -1, 65, 1000, 2**31 - 1])

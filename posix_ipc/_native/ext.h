@@ -433,8 +433,8 @@ void notifier_release(Notifier *notifier);
 /* The interpreter is about to end: no callback begins after this. */
 void notifier_stop(State *state);
 /* Asks the kernel to tell when a message arrives in the empty queue; `callback(param)` then runs once in a thread of
- * its own. Keeps `queue` alive until it has run or is cancelled. 0, or -1 with an exception set; what it replaced is the
- * caller's to drop. */
+ * its own. Keeps `queue` alive until it has run or is cancelled. 0, or -1 with an exception set, and what was armed before
+ * stays so; what it replaced is the caller's to drop. */
 int notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *name,
                      PyObject *callback, PyObject *param, References *replaced);
 /* The same for a signal, or (NULL) for nothing. 0 or an errno. */

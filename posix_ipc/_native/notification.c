@@ -196,13 +196,15 @@ notification_replace(State *state, int mqd, const Identity *queue, const struct 
     Notifier *notifier = notifier_existing(state);
     if (notifier != NULL) {
         pthread_mutex_lock(&notifier->lock);
-        take_by_identity_locked(notifier, queue, replaced);
     }
     int error = mq_notify_call(mqd, NULL); /* a process replaces its own notification */
     if (error == 0 && event != NULL) {
         error = mq_notify_call(mqd, event);
     }
     if (notifier != NULL) {
+        if (error == 0) {
+            take_by_identity_locked(notifier, queue, replaced);
+        }
         pthread_mutex_unlock(&notifier->lock);
     }
     return error;
@@ -474,8 +476,10 @@ error:
     return NULL;
 }
 
-/* Replaces what this process asked for, or leaves all as it is. 0 or an errno; ECANCELED: the interpreter is ending.
- * The thread may free the notification as soon as this has been called. */
+/* Replaces what this process asked for. 0 or an errno; ECANCELED: the interpreter is ending. The kernel has to forget the
+ * old registration before it takes a new one. If it then does not, the thread of an old callback, which has kept its
+ * references, hears "removed" and registers again; a signal that was asked for is lost. The thread may free the
+ * notification as soon as this has been called. */
 static int
 arm(State *state, Notification *notification, int mqd, References *references, References *replaced)
 {
@@ -483,13 +487,13 @@ arm(State *state, Notification *notification, int mqd, References *references, R
     int error = ECANCELED;
     pthread_mutex_lock(&notifier->lock);
     if (!atomic_load(&state->notifications_stopped)) {
-        take_by_identity_locked(notifier, &notification->queue, replaced);
         error = mq_notify_call(mqd, NULL);
         if (error == 0) {
             error = register_socket_locked(notification, mqd);
         }
     }
     if (error == 0) {
+        take_by_identity_locked(notifier, &notification->queue, replaced);
         notification->references = *references;
         notification->next = notifier->armed;
         notifier->armed = notification;
