@@ -459,16 +459,19 @@ def _inherited_token() -> str:
     return token
 
 
-# Re-entrant, because a signal handler or a finalizer may create something in the midst of it.
-_preparing = threading.RLock()
+_locks: dict[int, threading.RLock] = {}
+"""By process: one that was forked in C, without the hooks of Python, is not to wait for a thread of its parent."""
 
 
-def _renew_lock() -> None:
-    global _preparing
-    _preparing = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)  # whoever held it is not there
+def _preparing() -> threading.RLock:
+    """For who prepares this process. Re-entrant: a signal handler or a finalizer may create something in its midst."""
+    pid = os.getpid()
+    lock = _locks.get(pid)
+    if lock is None:
+        lock = _locks.setdefault(pid, threading.RLock())
+        for other in {*_locks} - {pid}:  # an ancestor's, whose pid may be a descendant's one day
+            _locks.pop(other, None)
+    return lock
 
 
 def _prepare() -> _journal.Process:
@@ -477,7 +480,7 @@ def _prepare() -> _journal.Process:
     ready = _journal.ready(token)
     if ready is not None:
         return ready
-    with _preparing:
+    with _preparing():
         process = _journal.current(token)
         _open_journals(process)
         if not process.tree_lives():
@@ -498,7 +501,7 @@ def _open_journals(process: _journal.Process) -> None:
 
 
 def _add_journal(process: _journal.Process, full: int) -> None:
-    with _preparing:
+    with _preparing():
         process.add_journal(full)
 
 
