@@ -67,14 +67,17 @@ class _Tracked:
 
         Raises ExistentialError if the object is gone.
         """
-        if self.owned:
-            return
-        process = self._write_record(own=True)
-        if not self._is_there():
-            self._forget()  # type: ignore[attr-defined]
-            raise _gone(self)
-        own = [os.fsdecode(journal.path) for journal in process.journals]
-        _reaper.disown(self._identity, except_in=own)  # type: ignore[attr-defined]
+        was_owned = self.owned
+        process = _prepare() if was_owned else self._write_record(own=True)
+        try:
+            if not self._is_there():
+                raise _gone(self)
+            own = [os.fsdecode(journal.path) for journal in process.journals]
+            _reaper.disown(self._identity, except_in=own)  # type: ignore[attr-defined]
+        except Exception:
+            if not was_owned:  # whoever was the owner still is, and the next try begins anew
+                self._forget()  # type: ignore[attr-defined]
+            raise
 
     def unlink(self) -> None:
         """Remove the name, if it still leads to this object. Final everywhere in the tree, and silent if it was done.

@@ -1,5 +1,6 @@
 """Who owns a tracked object: one process, wherever it was taken to, until it says that the object persists."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -90,6 +91,45 @@ def test_what_is_gone_cannot_be_taken(kind, name):
     assert not attached.owned
     handle.close()
     attached.close()
+
+
+def fail_to_strike(identity, except_in):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def be_robbed(robber):
+    """In a tree of its own: make an object, of which somebody else becomes the owner."""
+    tracker = belong_to_a_new_tree()
+    handle = make("SharedMemory", "/contested")
+    robber.send(handle.name)
+    while robber.recv():
+        robber.send(handle.owned)
+    del tracker
+
+
+def fail_and_try_again():
+    ours, theirs = multiprocessing.Pipe()
+    maker = os.fork()
+    if maker == 0:
+        be_robbed(theirs)
+    try:
+        taken = SharedMemory.attach(ours.recv())
+        strike, _reaper.disown = _reaper.disown, fail_to_strike
+        with pytest.raises(OSError, match="Too many"):
+            taken.take_ownership()
+        _reaper.disown = strike
+        ours.send("Are you the owner?")
+        assert (ours.recv(), taken.owned) == (True, False)
+        taken.take_ownership()
+        ours.send("Are you the owner?")
+        assert (ours.recv(), taken.owned) == (False, True)
+    finally:
+        os.kill(maker, signal.SIGKILL)
+        os.waitpid(maker, 0)
+
+
+def test_what_could_not_be_taken_has_one_owner_and_is_taken_the_next_time():
+    run_privately(fail_and_try_again)
 
 
 # ---- how it is written down ----
