@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -48,10 +45,9 @@ def look(queues: Collection[bytes], entries: Sequence[Entry], live_intents: Coll
         "live_intents": [name.hex() for name in live_intents],
     }
     try:
-        told = _helper.run_python("from posix_ipc._probe import main; main()", json.dumps(questions))
-    except (OSError, subprocess.SubprocessError) as error:
+        answers = _helper.ask(answer, questions)
+    except OSError as error:
         return Answers({}, [_owners.UNREADABLE] * len(entries), f"the helper process failed: {error}")
-    answers = json.loads(told)
     return Answers(
         {bytes.fromhex(name): look and QueueLook(tuple(look[0]), *look[1:]) for name, look in answers["queues"]},
         answers["outcomes"],
@@ -61,8 +57,7 @@ def look(queues: Collection[bytes], entries: Sequence[Entry], live_intents: Coll
 # ---- in the helper ----
 
 
-def main() -> None:
-    questions = json.load(sys.stdin)
+def answer(questions: dict[str, Any]) -> dict[str, Any]:
     live_intents = {bytes.fromhex(name) for name in questions["live_intents"]}
     queues = []
     for name in questions["queues"]:
@@ -73,7 +68,7 @@ def main() -> None:
         entry = Entry(state, kind, shared, tuple(identity), bytes.fromhex(name))
         with _owners.locked_if_free(entry, live_intents) as outcome:
             outcomes.append(outcome)
-    json.dump({"queues": queues, "outcomes": outcomes}, sys.stdout)
+    return {"queues": queues, "outcomes": outcomes}
 
 
 def _look_at_queue(name: bytes) -> tuple[Any, ...] | None:

@@ -35,7 +35,7 @@ def ensure(process: _journal.Process, executable: str | None) -> None:
 
     None where there is no interpreter to run it: the program of a frozen application is that application.
     """
-    if not executable or getattr(sys, "frozen", False):
+    if executable is None:
         return
     if _ext._is_locked(process.tracker_lock):
         return

@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import json
 import logging
 import multiprocessing
 import multiprocessing.process
-import multiprocessing.spawn
 import multiprocessing.util
 import os
 import threading
@@ -23,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import posix_ipc
-from posix_ipc import _ext, _helper, _journal, _reaper, _tracker
+from posix_ipc import _apart, _ext, _helper, _journal, _reaper, _tracker
 from posix_ipc._reaper import Removed
 
 if TYPE_CHECKING:
@@ -371,16 +369,11 @@ def reap() -> list[Removed]:
     """Sweep now: remove what no living process owns, protects or leases, and tell what that was.
 
     The tracker of a tree does so by itself; this is for what a tree left whose tracker was killed with it.
+    Raises OSError when it cannot be told who is alive (no descriptor or memory left), or after a minute.
     """
     # In a process of its own, since looking at a queue cancels the notification that this one may have asked of it.
-    code = (
-        "import json; from posix_ipc import _reaper\n"
-        "lines = []; removed = _reaper.reap(lines.append)\n"
-        "print(json.dumps([lines, removed]))"
-    )
-    lines, removed = json.loads(_helper.run_python(code))
-    for line in lines:
-        _logger.info(line)
+    lines, removed = _helper.ask(_apart.reap)
+    _log("by reap()", lines)
     return [Removed(kind, name, tuple(identity), journal) for kind, name, identity, journal in removed]
 
 
@@ -489,7 +482,7 @@ def _prepare() -> _journal.Process:
         if not process.tree_lives():
             process.move_to_tree(_journal.own_token())  # daemonised: its root is dead
             multiprocessing.current_process()._config[_CONFIG_KEY] = process.token  # type: ignore[attr-defined]
-        _tracker.ensure(process, multiprocessing.spawn.get_executable())
+        _tracker.ensure(process, _helper.interpreter())
         return process
 
 
@@ -499,7 +492,8 @@ def _open_journals(process: _journal.Process) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        reap()  # it may be what the dead have left that fills the file system
+        with contextlib.suppress(OSError):  # then there is no more room than before
+            reap()  # it may be what the dead have left that fills the file system
         process.open_journals()
 
 
@@ -523,8 +517,13 @@ def _clean_up_at_exit() -> None:
     lines: list[str] = []
     with contextlib.suppress(OSError):
         _reaper.reap(lines.append, wait=False, ending=ending)
-    for line in lines:  # not in the midst of it: nobody knows how long a handler takes
-        _logger.info(line)
+    _log("at its end", lines)
+
+
+def _log(why: str, lines: list[str]) -> None:
+    """After a sweep, not in the midst of it: nobody knows how long a handler takes."""
+    for line in dict.fromkeys(lines):  # two sweeps skip the same journal
+        _logger.info("process %d, %s: %s", os.getpid(), why, line)
 
 
 def _register_exit(_: object = None) -> None:

@@ -51,10 +51,14 @@ def create_in_a_frozen_application():
     tracked = Semaphore()
     (process,) = _journal.existing()
     assert not _ext._is_locked(process.tracker_lock)
-    tracked.close()
-    _tracker.ensure(process, None)
     del sys.frozen
-    _tracker.ensure(process, multiprocessing.spawn.get_executable())
+    multiprocessing.set_executable("")
+    tracked.close()
+    tracked = Semaphore()
+    assert not _ext._is_locked(process.tracker_lock)
+    multiprocessing.set_executable(sys.executable)
+    tracked.close()
+    tracked = Semaphore()
     assert _ext._is_locked(process.tracker_lock)
 
 
