@@ -42,7 +42,7 @@ Chosen = Callable[[Entry], bool]
 
 
 def sweep(log: Log = silent, wait: bool = True, ending: Collection[str] = (), chosen: Chosen = _all) -> Swept:
-    """Sweep every directory of this user. Unless `wait`, leave alone one that is being swept.
+    """Sweep every directory of this user. Unless `wait`, wait but shortly for another sweep that is under way.
 
     `ending` are tokens whose roots are about to end: they protect nothing any more. What is not `chosen` stays, and its
     record. Raises OSError, with nothing removed in that directory, when it cannot be told who is alive (no descriptor
@@ -51,11 +51,10 @@ def sweep(log: Log = silent, wait: bool = True, ending: Collection[str] = (), ch
     removed: list[Removed] = []
     owed: set[str] = set()
     for directory in _journal.directories():
-        with _SweepLock(directory, wait) as locked:
-            if locked:
-                swept = _sweep_one(directory, log, ending, chosen)
-                removed += swept.removed
-                owed |= swept.owed
+        with _SweepLock(directory, wait):
+            swept = _sweep_one(directory, log, ending, chosen)
+            removed += swept.removed
+            owed |= swept.owed
     return Swept(removed, owed)
 
 
@@ -66,6 +65,8 @@ def reap(log: Log = silent, wait: bool = True, ending: Collection[str] = (), cho
 
 PATIENCE = 0.25
 """Seconds that a sweep waits for the one under way, which may be that of a process that was stopped."""
+HASTE = 0.01
+"""The same for one that must not wait, since its process is ending."""
 
 
 class _SweepLock:
@@ -78,15 +79,12 @@ class _SweepLock:
     def __init__(self, directory: str, wait: bool) -> None:
         self._directory, self._wait = directory, wait
 
-    def __enter__(self) -> bool:
+    def __enter__(self) -> None:
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        deadline, pause = time.monotonic() + PATIENCE, 0.001
-        while not _owners.try_lock(self._descriptor):
-            if not self._wait or time.monotonic() > deadline:
-                return self._wait
+        deadline, pause = time.monotonic() + (PATIENCE if self._wait else HASTE), 0.001
+        while not _owners.try_lock(self._descriptor) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, 0.05)  # a hundred trackers that wait are not to keep the one busy that sweeps
-        return True
 
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._descriptor)
@@ -168,7 +166,7 @@ def _still_said(items: list[_Item]) -> set[_Item]:
 def _tell(item: _Item, swept: Swept, log: Log) -> None:
     entry, path = item.entry, item.file.path
     name = os.fsdecode(entry.name)
-    log(f"removed {entry.kind} {name!r}: its owner, recorded in {path}, is dead, and nobody uses it")
+    log(f"removed {entry.kind} {name!r}: its owner, recorded in {path}, has ended, and nobody uses it")
     swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(path)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -503,21 +504,39 @@ def _add_journal(process: _journal.Process, full: int) -> None:
 
 
 def _clean_up_at_exit() -> None:
-    """Remove what this process owns and nobody uses, as far as that is possible at once; the tracker does the rest."""
+    """Remove what this process owns and nobody else uses. The tracker does the rest, where it outlives this process."""
     processes = _journal.existing()
     if not processes:
         return
     with contextlib.suppress(RuntimeError):  # a daemon thread still creates; what it makes is the tracker's
-        for handle in list(_owned.values()):
-            with contextlib.suppress(Exception):
-                handle.close()
+        _close(list(_owned.values()))
+    tokens = {process.token for process in processes}
     ending = [process.token for process in processes if process.holds_root()]
     for process in processes:
         process.close_journals()
     lines: list[str] = []
     with contextlib.suppress(OSError):
-        _reaper.reap(lines.append, wait=False, ending=ending)
+        if tokens & _reaper.sweep(lines.append, wait=False, ending=ending).owed:
+            # Perhaps through other handles of this process: one that attached, or came from a pickle. Nobody keeps a
+            # list of these, for attaching is to cost nothing.
+            _close(_all_handles())
+            _reaper.reap(lines.append, wait=False, ending=ending)
     _log("at its end", lines)
+
+
+def _close(handles: list[Any]) -> None:
+    for handle in handles:
+        with contextlib.suppress(Exception):
+            handle.close()
+
+
+def _all_handles() -> list[Any]:
+    """Of this process, as far as the garbage collector knows them: each refers to its class."""
+    return [each for each in gc.get_referrers(*_with_subclasses(_Tracked)) if issubclass(type(each), _Tracked)]
+
+
+def _with_subclasses(cls: type) -> set[type]:
+    return {cls}.union(*map(_with_subclasses, cls.__subclasses__()))
 
 
 def _log(why: str, lines: list[str]) -> None:
