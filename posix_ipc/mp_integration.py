@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import multiprocessing.process
 import multiprocessing.util
+import operator
 import os
 import threading
 import weakref
@@ -142,7 +143,10 @@ class _Tracked:
                     raise
 
     def _make(self, name: str | bytes | None, mode: int, arguments: tuple[Any, ...]) -> None:
-        process = _prepare()
+        process = _journal.ready(_inherited_token())
+        if process is None:
+            self._create(None, name, mode, *arguments)  # type: ignore[attr-defined]  # raises what is wrong with them
+            process = _prepare()
         while True:
             journals = list(process.journals)
             for journal in reversed(journals):
@@ -224,6 +228,7 @@ class SharedMemory(_Scoped, posix_ipc.SharedMemory):
             raise ValueError("flags: a tracked segment is never truncated by opening it")
         if reserve and not size:
             raise ValueError("reserve: there is nothing to reserve without a size")
+        operator.index(read_only)  # creating makes no use of it
         if read_only and (size or (creates and (flags is None or flags & posix_ipc.O_EXCL))):
             raise ValueError("read_only: nobody could write to a new segment")
         if not self._open(name, flags, mode, (size, reserve), (read_only,)) and size > self.size:

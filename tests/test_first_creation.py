@@ -7,9 +7,9 @@ import sys
 import threading
 
 import pytest
-from lifetime import run_privately
+from lifetime import OPTIONS, run_privately
 
-from posix_ipc import _tracker
+from posix_ipc import O_CREAT, O_CREX, O_TRUNC, _tracker, mp_integration
 from posix_ipc.mp_integration import Semaphore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
@@ -44,3 +44,78 @@ def fork_in_c_in_the_midst():
 
 def test_g12_a_child_that_was_forked_in_c_waits_for_no_thread_of_its_parent():
     run_privately(fork_in_c_in_the_midst)
+
+
+# ---- arguments that make no sense ----
+
+WRONG = {
+    "Semaphore": [
+        {"name": 3},
+        {"name": "/a\0b"},
+        {"name": "/" + 300 * "x"},
+        {"name": "/a/b"},
+        {"name": "/"},
+        {"name": None, "flags": O_CREAT},
+        {"flags": "x"},
+        {"flags": os.O_EXCL},
+        {"mode": "x"},
+        {"mode": 0o200},
+        {"mode": 1 << 20},
+        {"initial_value": "x"},
+        {"initial_value": -1},
+        {"initial_value": 1 << 40},
+    ],
+    "SharedMemory": [
+        {"size": "x"},
+        {"size": -1},
+        {"size": 1 << 70},
+        {"size": 8, "reserve": "x"},
+        {"reserve": True},
+        {"size": 8, "read_only": True},
+        {"read_only": []},
+        {"flags": O_CREX | O_TRUNC},
+        {"name": "/x", "flags": 0, "size": 8},
+    ],
+    "MessageQueue": [
+        {"max_messages": "x"},
+        {"max_messages": 0},
+        {"max_messages": 1 << 70},
+        {"max_message_size": "x"},
+        {"max_message_size": 0},
+        {"read": "x"},
+        {"write": "x"},
+        {"read": False, "write": False},
+    ],
+}
+FOR_ALL = WRONG["Semaphore"][:-3]
+
+
+def create_wrongly():
+    for kind, all_arguments in WRONG.items():
+        for arguments in [*FOR_ALL, *all_arguments]:
+            if (kind, arguments) == ("MessageQueue", {"name": "/a/b"}):
+                continue  # the kernel says so
+            if "name" in arguments:
+                arguments = {"flags": O_CREX, **arguments}
+            with pytest.raises((TypeError, ValueError)):
+                getattr(mp_integration, kind)(**arguments)
+            assert os.listdir("/dev/shm") == [], (kind, arguments)
+
+
+def test_arguments_that_make_no_sense_make_no_journal_and_start_no_tracker():
+    run_privately(create_wrongly)
+
+
+def create_and_listen():
+    """The look at the arguments of a first creation is none of the events that are audited."""
+    events = []
+    sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith("posix_ipc") else None)
+    for number in (1, 2):
+        for kind, options in OPTIONS.items():
+            getattr(mp_integration, kind)(**options)
+        made = [event for event in events if event.endswith("create")]
+        assert len(made) == 3 * number, events
+
+
+def test_a_first_creation_is_audited_once():
+    run_privately(create_and_listen)

@@ -52,7 +52,7 @@ record_add(Record *record, SlotState state, Kind kind, const char *name, const I
     if (strlen(name) > NAME_MAX + 1) {
         return ENAMETOOLONG;
     }
-    if (!journal_hold(record->journal)) {
+    if (record->journal == NULL || !journal_hold(record->journal)) {
         return NO_SLOT;
     }
     record->identity = *identity;

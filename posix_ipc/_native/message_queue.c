@@ -1045,7 +1045,8 @@ create_recorded(OpenRequest *request, Record *record)
 
 PyDoc_STRVAR(create_doc,
 "_create($self, journal, name, mode, max_messages, max_message_size, read, write, block, /)\n--\n\n"
-"Create a queue that this process owns. False, with nothing made, if the journal is full.");
+"Create a queue that this process owns. False, with nothing made, if the journal is full, or None: then only the\n"
+"arguments are looked at.");
 
 static PyObject *
 message_queue_create(PyObject *op, PyObject *args)
@@ -1065,7 +1066,8 @@ message_queue_create(PyObject *op, PyObject *args)
         args_bool(PyTuple_GET_ITEM(args, 5), "read", &request.read) < 0 ||
         args_bool(PyTuple_GET_ITEM(args, 6), "write", &request.write) < 0 ||
         args_bool(PyTuple_GET_ITEM(args, 7), "block", &block) < 0 || check_access(&request) < 0 ||
-        check_name(name, encoded) < 0 || audit_open(KIND_MESSAGE_QUEUE, O_CREAT, name) < 0 ||
+        check_name(name, encoded) < 0 ||
+        (record.journal != NULL && audit_open(KIND_MESSAGE_QUEUE, O_CREAT, name) < 0) ||
         (handle = handle_new(release_handle)) == NULL) {
         goto error;
     }

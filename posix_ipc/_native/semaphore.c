@@ -409,7 +409,8 @@ semaphore_repr(PyObject *self)
 
 PyDoc_STRVAR(create_doc,
 "_create($self, journal, name, mode, initial_value, /)\n--\n\n"
-"Create a semaphore that this process owns. False, with nothing made, if the journal is full.");
+"Create a semaphore that this process owns. False, with nothing made, if the journal is full, or None: then only the\n"
+"arguments are looked at.");
 
 static PyObject *
 semaphore_create(PyObject *op, PyObject *args)
@@ -426,7 +427,8 @@ semaphore_create(PyObject *op, PyObject *args)
     int error = 0;
     Handle *handle = NULL;
     if (args_integer(PyTuple_GET_ITEM(args, 3), "initial_value", 0, SEMAPHORE_VALUE_LIMIT, &value) < 0 ||
-        audit_open(KIND_SEMAPHORE, O_CREAT, name) < 0 || (handle = handle_new(release_handle)) == NULL) {
+        (record.journal != NULL && audit_open(KIND_SEMAPHORE, O_CREAT, name) < 0) ||
+        (handle = handle_new(release_handle)) == NULL) {
         goto error;
     }
     Py_BEGIN_ALLOW_THREADS

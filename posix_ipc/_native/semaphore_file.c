@@ -116,6 +116,9 @@ semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemap
     if (error != 0) {
         return error;
     }
+    if (record != NULL && record->journal == NULL) {
+        return NO_SLOT;
+    }
     memset(&initial, 0, sizeof(initial));
     if (sem_init(&initial, 1, value) < 0 || shm_file_begin(&file, mode) < 0) {
         return errno;

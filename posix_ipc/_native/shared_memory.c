@@ -608,6 +608,9 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
     if (error != 0) {
         return error;
     }
+    if (tracking->record.journal == NULL) {
+        return NO_SLOT;
+    }
     if (shm_file_begin(&file, request->mode) < 0) {
         return errno;
     }
@@ -647,7 +650,8 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
 
 PyDoc_STRVAR(create_doc,
 "_create($self, journal, name, mode, size, reserve, /)\n--\n\n"
-"Create a segment that this process owns. False, with nothing made, if the journal is full.");
+"Create a segment that this process owns. False, with nothing made, if the journal is full, or None: then only the\n"
+"arguments are looked at.");
 
 static PyObject *
 shared_memory_create(PyObject *op, PyObject *args)
@@ -664,7 +668,7 @@ shared_memory_create(PyObject *op, PyObject *args)
     int error = 0;
     if (args_integer(PyTuple_GET_ITEM(args, 3), "size", 0, INT64_MAX, &request.size) < 0 ||
         args_bool(PyTuple_GET_ITEM(args, 4), "reserve", &request.reserve) < 0 ||
-        audit_open(KIND_SHARED_MEMORY, O_CREAT, name) < 0) {
+        (tracking.record.journal != NULL && audit_open(KIND_SHARED_MEMORY, O_CREAT, name) < 0)) {
         goto error;
     }
     request.name = PyBytes_AS_STRING(encoded);

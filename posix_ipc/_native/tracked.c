@@ -24,9 +24,12 @@ tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject 
         PyErr_Format(PyExc_TypeError, "_create() takes %d arguments", 3 + extra);
         return -1;
     }
-    *journal = as_journal(state, PyTuple_GET_ITEM(args, 0));
-    return *journal == NULL ? -1
-           : args_mode(PyTuple_GET_ITEM(args, 2), mode) < 0 ? -1
+    PyObject *first = PyTuple_GET_ITEM(args, 0);
+    *journal = NULL;
+    if (first != Py_None && (*journal = as_journal(state, first)) == NULL) {
+        return -1;
+    }
+    return args_mode(PyTuple_GET_ITEM(args, 2), mode) < 0 ? -1
            : args_name_for(PyTuple_GET_ITEM(args, 1), O_CREAT | O_EXCL, name, encoded);
 }
 
