@@ -69,6 +69,32 @@ def test_limit_a_view_of_the_memory_that_is_kept_until_the_end_needs_a_tracker()
     run_privately(end_with_a_view)
 
 
+UNLINK = """
+import sys, posix_ipc
+posix_ipc.unlink_semaphore("/made")
+posix_ipc.unlink_shared_memory("/made")
+posix_ipc.unlink_message_queue("/made")
+"""
+
+
+def end_after_another_program_unlinked():
+    """With a tracker, which has nothing to say either; one of them is unlinked by its owner too."""
+    done = run_python(
+        "import subprocess, sys\n"
+        "from lifetime import OPTIONS, make\n"
+        "made = [make(kind, '/made') for kind in OPTIONS]\n"
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)\n"
+        "made[0].unlink()\n"
+        "with made[1]: pass\n",
+        UNLINK,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_an_end_after_another_program_unlinked_is_silent():
+    run_privately(end_after_another_program_unlinked)
+
+
 # ---- what is told of it ----
 
 TELL = """

@@ -8,11 +8,11 @@ import signal
 import sys
 
 import pytest
-from lifetime import belong_to_a_new_tree, die_after, existing, make, run_privately
+from lifetime import BY_NAME, belong_to_a_new_tree, die_after, existing, make, run_privately
 from support import KINDS, skip
 
 from posix_ipc import ExistentialError, _journal, _reaper, unlink_message_queue
-from posix_ipc.mp_integration import Semaphore, SharedMemory, untrack
+from posix_ipc.mp_integration import Semaphore, SharedMemory, track, untrack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
 
@@ -130,6 +130,33 @@ def fail_and_try_again():
 
 def test_what_could_not_be_taken_has_one_owner_and_is_taken_the_next_time():
     run_privately(fail_and_try_again)
+
+
+def track_and_go_on(kind):
+    """The plain handle is of use as before, when the tracked one is closed too."""
+    plain = BY_NAME[kind].create("/plain")
+    track(plain).close()
+    if kind == "Semaphore":
+        plain.release()
+        assert plain.value == 1
+    elif kind == "SharedMemory":
+        plain.buf[0] = 1
+    else:
+        plain.send(b"message")
+        assert plain.receive() == (b"message", 0)
+    assert existing([(kind, "/plain")])
+
+
+def goes_with_its_process(kind):
+    die_after(track_and_go_on, kind)
+    assert existing([(kind, "/plain")])
+    assert [each.name for each in _reaper.reap()] == ["/plain"]
+    assert not existing([(kind, "/plain")])
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_is_tracked_later_goes_with_its_process(kind):
+    run_privately(goes_with_its_process, kind)
 
 
 # ---- how it is written down ----
