@@ -181,6 +181,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "P10": inventory.run,
     "P11": tracking.p11_reap,
     "P14": tracking.p14_tracker,
+    "exit": tracking.exit_delay,
     "stress-ng": stress_ng.run,
 }
 """Goals without peers, which print their own report."""

@@ -1,4 +1,4 @@
-"""P7, P11 and P14: what tracking costs a pool, how fast orphans are reaped, and what a waiting tracker takes."""
+"""P7, P11, P14: what tracking costs a pool, how fast orphans are reaped, what a waiting tracker takes; and the exit."""
 
 from __future__ import annotations
 
@@ -73,6 +73,12 @@ def p14_tracker() -> None:
     """Its memory, and how often it wakes."""
     print("P14 the tracker, while nothing is owed", flush=True)
     run_apart("tracker")
+
+
+def exit_delay() -> None:
+    """What tracked objects add to the end of a process; it must be under 50 ms."""
+    print("exit: from the last statement of a program to its end", flush=True)
+    run_apart("exit")
 
 
 @contextlib.contextmanager
@@ -159,5 +165,42 @@ def watch_tracker(seconds: float = 5) -> None:
         root.kill()
 
 
+ENDINGS = {
+    "no tracked object": "",
+    "10 of them": "made = [SharedMemory(size=64) for _ in range(10)]",
+    "1000 of them": "made = [SharedMemory(size=64) for _ in range(1000)]",
+    "10, a second handle on each": (
+        "made = [SharedMemory(size=64) for _ in range(10)]; others = [SharedMemory.attach(each.name) for each in made]"
+    ),
+    "10, a view of each": "made = [SharedMemory(size=64) for _ in range(10)]; views = [each.buf for each in made]",
+}
+
+
+def time_exits(rounds: int = 15) -> None:
+    took: dict[str, list[float]] = {what: [] for what in ENDINGS}
+    for _ in range(rounds):
+        for what, statements in ENDINGS.items():
+            took[what].append(_time_exit(statements) * 1e3)
+    bare = statistics.median(took["no tracked object"])
+    for what, samples in took.items():
+        median = statistics.median(samples)
+        print(f"   {what:28} {median:6.1f} ms ({min(samples):.1f} to {max(samples):.1f}), {median - bare:+.1f}")
+
+
+def _time_exit(statements: str) -> float:
+    code = (
+        f"import resource; resource.setrlimit({RESOURCE})\n"
+        f"from posix_ipc.mp_integration import SharedMemory\n{statements}\n"
+        "import time; time.sleep(0.5)  # longer than a tracker takes to start\n"
+        "print(flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        started = time.perf_counter()
+        process.wait()
+        return time.perf_counter() - started
+
+
 if __name__ == "__main__":
-    {"reap": reap_orphans, "tracker": watch_tracker}[sys.argv[1]]()
+    {"reap": reap_orphans, "tracker": watch_tracker, "exit": time_exits}[sys.argv[1]]()
