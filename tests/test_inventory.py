@@ -535,6 +535,21 @@ def look_without_a_helper():
     held.close()
 
 
+def look_from_a_frozen_application():
+    """The program is that application, not an interpreter: the helper is a fork, and starts nothing."""
+    with dead_root("free"):
+        pass
+    sys.frozen = True
+    multiprocessing.set_executable("/bin/false")
+    survey = leaks.survey()
+    assert {each.name: each.verdict for each in survey.objects}["/pi-free-s"] == "orphan"
+    assert survey.unread == ()
+
+
+def test_helper_of_a_frozen_application():
+    run_privately(look_from_a_frozen_application)
+
+
 @pytest.mark.slow
 def test_helper_fails():
     run_privately(look_without_a_helper)
