@@ -99,7 +99,7 @@ def _proc_is_of_this_namespace() -> bool:
 
 
 def tree_number(token: str) -> int:
-    """What pickles call the tree of a token by: a number of 64 bits, not 0, that no other tree should have."""
+    """What pickles call the tree of a token by: a number of 61 bits, not 0, that no other tree should have."""
     return int.from_bytes(token.encode(), "big") % (2**61 - 1) + 1
 
 

@@ -518,7 +518,7 @@ def test_random_name_needs_exclusive_creation(kind, flags):
 
 def test_wrong_type_of_a_name_is_told_with_what_would_do(kind):
     """None is a name to be made, and nothing to open or to unlink."""
-    with pytest.raises(TypeError, match="^name must be a str, bytes or None, not int$"):
+    with pytest.raises(TypeError, match=r"^name must be a str, bytes or None, not int$"):
         kind.type(3, posix_ipc.O_CREX)
     for given, type in ((None, "NoneType"), (3, "int")):
         with pytest.raises(TypeError, match=f"^name must be a str or bytes, not {type}$"):

@@ -26,8 +26,9 @@ def child(pipe):
     assert process.is_root
     assert _journal.TOKEN_FILE.fullmatch(os.path.basename(os.fsdecode(process.journals[0].path)))
     print("ready", flush=True)
-    sys.stdin.read()
+    os.read(standard_input, 1)
 parent = os.getpid()
+standard_input = os.dup(0)  # multiprocessing gives its children another one
 reader, writer = os.pipe()
 process = multiprocessing.get_context("fork").Process(target=lambda: (os.close(writer), child(reader)))
 process.start()
