@@ -194,7 +194,8 @@ def _failed_notification(step, ours, theirs):
     if not (calls(step, "request_notification") and raised(ours, "OSError") and ours.outcome == theirs.outcome):
         return False
     kept = [name for name in ours.queues if ours.queues[name] != theirs.queues[name]]
-    return all(theirs.queues[name]["notification"] == (0, 0, False) for name in kept)
+    lost = bool(kept) and all(theirs.queues[name]["notification"] == (0, 0, False) for name in kept)
+    return lost and ours.descriptors == theirs.descriptors
 
 
 def _kept_notification(step, ours, theirs):
@@ -203,11 +204,12 @@ def _kept_notification(step, ours, theirs):
     if ours.event is not None and theirs.event is None:
         return ours.event[1][0] == "callback"
     lost = [name for name in ours.queues if ours.queues[name] != theirs.queues.get(name)]
-    return all(
+    kept = bool(lost) and all(
         (ours.queues[name]["notification"], theirs.queues[name]["notification"])
         == ((SIGEV_THREAD, 0, True), (0, 0, False))
         for name in lost
     )
+    return kept and ours.descriptors == theirs.descriptors
 
 
 def _signal_0(step, ours, theirs):
@@ -259,7 +261,7 @@ def _truncated_semaphore(step, ours, theirs):
     emptied = [file for file in ours.files if ours.files[file] != theirs.files.get(file)]
     if not (opens(step, "sem") and returned(ours) and returned(theirs) and flags & O_TRUNC):
         return False
-    return all(theirs.files[file][0] == 0 for file in emptied)
+    return bool(emptied) and all(theirs.files[file][0] == 0 for file in emptied)
 
 
 def _timeout(step):

@@ -280,6 +280,8 @@ def compare(pair, sequence):
     with contextlib.closing(run):
         for step, ours, theirs in run:
             transcript.append(f"  {step!r}\n      -> {ours.outcome!r}{f' and {ours.event}' if ours.event else ''}")
+            if ours.outcome[0] == "death":  # of both, or of us alone: no difference is meant to be that
+                raise Unlisted(_report(transcript, ours, theirs))
             if ours != theirs:
                 listed = [each for each in DIFFERENCES if each.applies(step, ours, theirs)]
                 ends = any(each.ends for each in listed)
@@ -288,7 +290,7 @@ def compare(pair, sequence):
                 found += [each.id for each in listed]
                 if ends:
                     break
-            if theirs.outcome[0] == "death":  # of both, or of the original where that can be
+            if theirs.outcome[0] == "death":  # of the original where that is not listed
                 raise Unlisted(_report(transcript, ours, theirs))
     return found
 
