@@ -1010,3 +1010,9 @@ def test_extension_exports_its_init_function_alone():
         pytest.skip("needs nm")
     defined = [line.split()[-1] for line in symbols.stdout.splitlines() if line.split()[-2] in "TDB"]
     assert defined == ["PyInit__ext"]
+
+
+def test_each_constant_is_explained():
+    constants = {name for name in posix_ipc.__all__ if name.isupper() or name == "__version__"}
+    assert len(constants) > 15
+    assert not {name for name in constants if name not in posix_ipc.__doc__}
