@@ -518,6 +518,56 @@ def test_firing_gives_the_queue_back(queue, called):
     assert is_free(q)
 
 
+class Forks:
+    """Garbage in a cycle, whose finalizer forks. In the child it asks again of the same queue, and then goes on."""
+
+    def __init__(self, q):
+        self.q, self.cycle = q, self
+
+    def __del__(self):
+        Forks.child = os.fork()
+        if Forks.child == 0:
+            self.q.request_notification(None)
+
+
+def fork_while_a_refusal_is_told():
+    q = posix_ipc.MessageQueue(None, posix_ipc.O_CREX, **SMALL_QUEUE)
+    q.unlink()
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        q.request_notification(SIGNAL)
+        os.write(writer, b"x")
+        signal.pause()
+    os.read(reader, 1)
+    number = q.mqd
+    Forks.child = None
+    gc.collect()
+    gc.disable()
+    Forks(q)
+    gc.set_threshold(1)
+    gc.enable()
+    try:
+        q.request_notification(10)  # makes nothing that counts as garbage may, but the exception
+    except posix_ipc.BusyError:
+        pass
+    gc.collect()
+    if Forks.child != 0:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+    q.close()
+    closed = number not in open_fds()
+    if Forks.child == 0:
+        os._exit(0 if closed else 5)
+    assert closed
+    assert os.waitstatus_to_exitcode(os.waitpid(Forks.child, 0)[1]) == 0
+
+
+def test_fork_in_a_finalizer_while_a_refusal_is_told():
+    """An exception is made, garbage is collected, a finalizer forks: the queue can be closed in both processes."""
+    run_function(fork_while_a_refusal_is_told)
+
+
 # ---- errors in callbacks ----
 
 

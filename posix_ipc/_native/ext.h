@@ -427,16 +427,16 @@ typedef struct {
 } References;
 
 void references_drop(References *references);
-/* The registry of this interpreter's callbacks; NULL with an exception set. */
-Notifier *notifier_new(void);
 void notifier_release(Notifier *notifier);
 /* The interpreter is about to end: no callback begins after this. */
 void notifier_stop(State *state);
 /* Asks the kernel to tell when a message arrives in the empty queue; `callback(param)` then runs once in a thread of
- * its own. Keeps `queue` alive until it has run or is cancelled. 0, or -1 with an exception set, and what was armed before
- * stays so; what it replaced is the caller's to drop. */
-int notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *name,
-                     PyObject *callback, PyObject *param, References *replaced);
+ * its own. Keeps `queue` alive until it has run or is cancelled. 0 or an errno: then *failed is the call that did, and what
+ * was armed before stays so. What it replaced is the caller's to drop. Makes no Python object: the caller has a pin. */
+int notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *callback,
+                     PyObject *param, References *replaced, const char **failed);
+/* Raises what that means. */
+void notification_raise(State *state, int error, const char *failed, PyObject *name);
 /* The same for a signal, or (NULL) for nothing. 0 or an errno. */
 struct sigevent;
 int notification_replace(State *state, int mqd, const Identity *queue, const struct sigevent *event,

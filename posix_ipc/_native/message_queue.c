@@ -761,22 +761,18 @@ parse_notification(PyObject *arg, PyObject *name, Request *request)
     return -1;
 }
 
-/* 0, or -1 with an exception set. */
+/* 0 or an errno; *failed is the call that did. */
 static int
-ask(State *state, PyObject *op, const Handle *handle, PyObject *name, const Request *request, References *replaced)
+ask(State *state, PyObject *op, const Handle *handle, const Request *request, References *replaced, const char **failed)
 {
     if (request->callback != NULL) {
-        return notification_arm(state, op, handle->descriptor, &handle->identity, name, request->callback,
-                                request->param, replaced);
+        return notification_arm(state, op, handle->descriptor, &handle->identity, request->callback, request->param,
+                                replaced, failed);
     }
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = request->signal};
-    int error = notification_replace(state, handle->descriptor, &handle->identity,
-                                     request->signal != 0 ? &event : NULL, replaced);
-    if (error != 0) {
-        raise_errno(state, error, "mq_notify", name, error == EBUSY ? "another process is notified already" : NULL);
-        return -1;
-    }
-    return 0;
+    *failed = "mq_notify";
+    return notification_replace(state, handle->descriptor, &handle->identity, request->signal != 0 ? &event : NULL,
+                                replaced);
 }
 
 PyDoc_STRVAR(request_notification_doc,
@@ -813,8 +809,15 @@ message_queue_request_notification(PyObject *op, PyObject *const *args, Py_ssize
             named_raise(&self->head, EBADF, "mq_notify", NULL);
         }
         else {
-            result = ask(state, op, handle, name, &request, &replaced);
+            const char *failed;
+            int error = ask(state, op, handle, &request, &replaced, &failed);
             message_queue_unpin(op, handle);
+            if (error == 0) {
+                result = 0;
+            }
+            else { /* only now: making an exception may run finalizers, which may fork */
+                notification_raise(state, error, failed, name);
+            }
         }
     }
     references_drop(&replaced); /* may run Python code, so nothing is pinned any more */

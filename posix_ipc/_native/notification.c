@@ -61,12 +61,12 @@ struct Notifier {
 
 /* ---- the registry ---- */
 
-Notifier *
+/* NULL: no memory. */
+static Notifier *
 notifier_new(void)
 {
     Notifier *notifier = PyMem_RawCalloc(1, sizeof(*notifier));
     if (notifier == NULL) {
-        PyErr_NoMemory();
         return NULL;
     }
     pthread_mutex_init(&notifier->lock, NULL); /* with default attributes neither can fail on Linux */
@@ -441,21 +441,24 @@ start_thread(Notification *notification)
     return thread != PYTHREAD_INVALID_THREAD_ID;
 }
 
-/* A notification with its socket and its thread, which waits to be armed or abandoned. */
-static Notification *
-prepare(State *state, Notifier *notifier, PyObject *name, const Identity *queue)
+/* A notification with its socket and its thread, which waits to be armed or abandoned. 0 or an errno; *failed is the call
+ * that did. */
+static int
+prepare(Notifier *notifier, const Identity *queue, Notification **prepared, const char **failed)
 {
     FileFacts facts;
-    Notification *notification = PyMem_RawCalloc(1, sizeof(*notification));
+    int error = ENOMEM;
+    *failed = "malloc";
+    Notification *notification = notifier != NULL ? PyMem_RawCalloc(1, sizeof(*notification)) : NULL;
     if (notification == NULL) {
-        PyErr_NoMemory();
-        return NULL;
+        return error;
     }
     notification->notifier = notifier;
     notification->queue = *queue;
+    *failed = "socket";
     notification->socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (notification->socket < 0 || identity_facts(notification->socket, &facts) < 0) {
-        raise_errno(state, errno, "socket", name, NULL);
+        error = errno;
         goto error;
     }
     notification->socket_identity = facts.identity;
@@ -464,16 +467,18 @@ prepare(State *state, Notifier *notifier, PyObject *name, const Identity *queue)
     pthread_mutex_unlock(&notifier->lock);
     if (!start_thread(notification)) {
         notifier_release(notifier);
-        PyErr_SetString(PyExc_RuntimeError, "mq_notify: cannot start a thread for the callback");
+        *failed = "pthread_create";
+        error = EAGAIN;
         goto error;
     }
-    return notification;
+    *prepared = notification;
+    return 0;
 error:
     if (notification->socket >= 0) {
         close(notification->socket);
     }
     PyMem_RawFree(notification);
-    return NULL;
+    return error;
 }
 
 /* Replaces what this process asked for. 0 or an errno; ECANCELED: the interpreter is ending. The kernel has to forget the
@@ -505,27 +510,38 @@ arm(State *state, Notification *notification, int mqd, References *references, R
 }
 
 int
-notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *name, PyObject *callback,
-                 PyObject *param, References *replaced)
+notification_arm(State *state, PyObject *queue, int mqd, const Identity *identity, PyObject *callback, PyObject *param,
+                 References *replaced, const char **failed)
 {
-    Notifier *notifier = notifier_get(state);
-    Notification *notification = notifier != NULL ? prepare(state, notifier, name, identity) : NULL;
-    if (notification == NULL) {
-        return -1;
+    Notification *notification = NULL;
+    int error = prepare(notifier_get(state), identity, &notification, failed);
+    if (error != 0) {
+        return error;
     }
+    *failed = "mq_notify";
     References references = {Py_NewRef(queue), Py_NewRef(callback), Py_NewRef(param)};
-    int error = arm(state, notification, mqd, &references, replaced);
-    if (error == 0) {
-        return 0;
+    error = arm(state, notification, mqd, &references, replaced);
+    if (error != 0) {
+        references_drop(&references); /* of what the caller holds too: no code runs */
     }
+    return error;
+}
+
+void
+notification_raise(State *state, int error, const char *failed, PyObject *name)
+{
     if (error == ECANCELED) {
         raise_error(state->Error, 0, name, "mq_notify(%R): the interpreter is ending, no callback can run", name);
     }
-    else {
-        raise_errno(state, error, "mq_notify", name, error == EBUSY ? "another process is notified already" : NULL);
+    else if (strcmp(failed, "malloc") == 0) {
+        PyErr_NoMemory();
     }
-    references_drop(&references); /* of what the caller holds too: no code runs */
-    return -1;
+    else if (strcmp(failed, "pthread_create") == 0) {
+        PyErr_SetString(PyExc_RuntimeError, "mq_notify: cannot start a thread for the callback");
+    }
+    else {
+        raise_errno(state, error, failed, name, error == EBUSY ? "another process is notified already" : NULL);
+    }
 }
 
 #endif
