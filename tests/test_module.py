@@ -521,7 +521,7 @@ def test_wrong_type_of_a_name_is_told_with_what_would_do(kind):
     with pytest.raises(TypeError, match=r"^name must be a str, bytes or None, not int$"):
         kind.type(3, posix_ipc.O_CREX)
     for given, type in ((None, "NoneType"), (3, "int")):
-        with pytest.raises(TypeError, match=f"^name must be a str or bytes, not {type}$"):
+        with pytest.raises(TypeError, match=rf"^name must be a str or bytes, not {type}$"):
             kind.unlink(given)
 
 
