@@ -77,10 +77,17 @@ notifier_new(void)
     return notifier;
 }
 
+/* If not, it is the parent's, and its lock may be held for ever in this child. */
+static bool
+is_ours(const Notifier *notifier)
+{
+    return notifier->pid == getpid();
+}
+
 void
 notifier_release(Notifier *notifier)
 {
-    if (notifier == NULL || notifier->pid != getpid()) { /* the parent's: its lock may be held for ever in this child */
+    if (notifier == NULL || !is_ours(notifier)) {
         return;
     }
     pthread_mutex_lock(&notifier->lock);
@@ -99,7 +106,7 @@ static Notifier *
 notifier_existing(State *state)
 {
     Notifier *notifier = atomic_load(&state->notifier);
-    return notifier != NULL && notifier->pid == getpid() ? notifier : NULL;
+    return notifier != NULL && is_ours(notifier) ? notifier : NULL;
 }
 
 static Notifier *
@@ -322,6 +329,9 @@ leave_interpreter(Notifier *notifier, PyThreadState *thread)
 {
     PyThreadState_Clear(thread);
     PyThreadState_DeleteCurrent();
+    if (!is_ours(notifier)) { /* the callback has forked, and this is the child */
+        return;
+    }
     pthread_mutex_lock(&notifier->lock);
     notifier->running--;
     pthread_cond_broadcast(&notifier->changed);
