@@ -155,12 +155,14 @@ def _reap(chosen: argparse.Namespace, output: Output) -> int:
         old_enough = not chosen.min_age or 0 < born <= latest
         return old_enough and (kinds is None or entry.kind in kinds) and os.fsdecode(entry.name).startswith(prefix)
 
-    removed = _reaper.reap(chosen=is_chosen)
-    outcomes = [Outcome(each.kind, each.name, _removal.REMOVED, "it was an orphan") for each in removed]
+    swept = _reaper.sweep(chosen=is_chosen)
+    outcomes = [Outcome(each.kind, each.name, _removal.REMOVED, "it was an orphan") for each in swept.removed]
     if chosen.unheld:
         unheld = [each for each in _reapable(_look(chosen), chosen) if each.verdict == "unheld"]
         outcomes += [_remove(each, force=False) for each in unheld]
-    return _report(outcomes, chosen, output)
+    if swept.blind:
+        _note("a journal of a living process cannot be understood, so orphans were left alone")
+    return _report(outcomes, chosen, output, untold=swept.blind)
 
 
 def _reap_dry(chosen: argparse.Namespace, output: Output) -> int:
@@ -227,7 +229,8 @@ def _try_to_remove(each: IPCObject, force: bool) -> tuple[str, str]:
     }[outcome]
 
 
-def _report(outcomes: Sequence[Outcome], chosen: argparse.Namespace, output: Output) -> int:
+def _report(outcomes: Sequence[Outcome], chosen: argparse.Namespace, output: Output, *, untold: bool = False) -> int:
+    """What became of objects; the exit status. `untold`: there may be others."""
     if chosen.json:
         _print_json({"objects": [asdict(each) for each in outcomes]}, output)
     for each in outcomes:
@@ -237,10 +240,10 @@ def _report(outcomes: Sequence[Outcome], chosen: argparse.Namespace, output: Out
             _note(text)
         elif not chosen.json:
             output.print([[Span(text)]])
-    if not outcomes and not chosen.json:
+    if not outcomes and not untold and not chosen.json:
         output.print([[Span("nothing to remove")]])
     what = {each.outcome for each in outcomes}
-    return UNTOLD if FAILED in what else FOUND if _removal.KEPT in what else NOTHING
+    return UNTOLD if untold or FAILED in what else FOUND if _removal.KEPT in what else NOTHING
 
 
 # ---- helpers ----

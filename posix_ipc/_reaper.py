@@ -32,6 +32,8 @@ class Swept(NamedTuple):
     removed: list[Removed]
     owed: set[str]
     """Tokens of trees whose dead still own what is in use: when that ends nobody reports it."""
+    blind: bool = False
+    """Was nothing removed, or not all, since a journal of a living process cannot be understood?"""
 
 
 def _all(entry: Entry) -> bool:
@@ -50,12 +52,14 @@ def sweep(log: Log = silent, wait: bool = True, ending: Collection[str] = (), ch
     """
     removed: list[Removed] = []
     owed: set[str] = set()
+    blind = False
     for directory in _journal.directories():
         with _SweepLock(directory, wait):
             swept = _sweep_one(directory, log, ending, chosen)
             removed += swept.removed
             owed |= swept.owed
-    return Swept(removed, owed)
+            blind |= swept.blind
+    return Swept(removed, owed, blind)
 
 
 def reap(log: Log = silent, wait: bool = True, ending: Collection[str] = (), chosen: Chosen = _all) -> list[Removed]:
@@ -111,7 +115,7 @@ def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen
     """Do what the files of the dead in one directory ask for. What those in the others protect counts too."""
     records = Records(log, ending)
     if records.blind:
-        return Swept([], {file.token for file in records.files})
+        return Swept([], {file.token for file in records.files}, blind=True)
     swept = Swept([], set())
     in_this = f"{directory}/"
     dead = {file for file in records.files if not file.live and file.path.startswith(in_this)}
@@ -128,7 +132,7 @@ def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen
     for file in dead:
         if not file.is_journal and file.token not in records.live_roots:
             remove_if_dead(file.path)
-    return swept
+    return swept._replace(blind=records.blind)
 
 
 def _finish(records: Records, batch: list[_Item], swept: Swept, log: Log) -> set[File]:

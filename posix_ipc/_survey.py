@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pwd
@@ -12,7 +13,7 @@ from typing import Any
 
 from posix_ipc import _holders, _journal, _objects, _owners, _probe, _verdict
 from posix_ipc._findings import Holder, IPCObject, Survey
-from posix_ipc._journal import Identity
+from posix_ipc._journal import Entry, Identity
 from posix_ipc._objects import FoundFile
 from posix_ipc._probe import QueueLook
 from posix_ipc._verdict import Doubt, Evidence, Record
@@ -115,6 +116,8 @@ class _Ledger:
         self._records: dict[Identity | bytes, list[Record]] = defaultdict(list)
         own = _owners.Records()
         self.live_intents = own.live_intents
+        self.blind = own.blind
+        """Does reap() remove nothing, since a journal of a living process cannot be understood?"""
         self._take_in(own, os.geteuid())
         for uid in _journal.users() - {os.geteuid()}:
             try:
@@ -124,14 +127,25 @@ class _Ledger:
                 self.doubts.append(Doubt(text, uid))
 
     def _take_in(self, records: _owners.Records, uid: int) -> None:
+        not_understood = records.blind
         for file, contents in records.journals:
-            for entry in contents.entries:
+            try:
+                entries = _entries(file, contents, uid)
+            except _journal.NotAJournalError:
+                not_understood = True
+                continue
+            for entry in entries:
                 if entry.kind == "message_queue" and contents.ipc_namespace != records.ipc_namespace:
                     continue  # it can be found only there
                 fate = None if file.live else records.fate(file, contents, entry)
                 # A queue in the making has no identity yet.
                 key = entry.name if entry.state == _journal.INTENT else entry.identity
                 self._records[key].append(Record(file, entry, fate, uid))
+        if not_understood:
+            text = (
+                f"a journal of a living process of {user_name(uid)} cannot be understood, so what it owns is not known"
+            )
+            self.doubts.append(Doubt(text, uid))
 
     def own_and_open(self) -> list[Record]:
         """What reap() would remove if nobody leases it."""
@@ -153,6 +167,25 @@ class _Ledger:
         if kind == "message_queue":
             records += self._records.get(name, ())
         return [record for record in records if record.uid == uid and record.outcome != _owners.GONE]
+
+
+def _entries(file: _owners.File, contents: _journal.Contents, uid: int) -> list[Entry]:
+    """What a journal says. Raises NotAJournalError if it is of a living process and makes no sense, again and again.
+
+    That process may just be writing where it was read.
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(_journal.NotAJournalError):
+            return contents.entries
+        descriptor = _journal.open_for_look(file.path, uid)
+        if descriptor is None:
+            return []  # it has ended, and was swept
+        with _journal.closing(descriptor):
+            contents = _journal.read(descriptor)
+    return contents.entries
+
+
+_TRIES = 5
 
 
 class _Objects:
@@ -222,7 +255,9 @@ class _Objects:
                 holders.append(Holder(pid, process.started, process.command, tuple(sorted(how))))
         records = self._ledger.of(kind, name, identity, uid)
         doubts = [doubt for doubt in self.doubts if doubt.uid in (None, uid)]
-        return Evidence(records, sorted(holders, key=lambda each: each.pid), lockers, doubts, self._outside)
+        return Evidence(
+            records, sorted(holders, key=lambda each: each.pid), lockers, doubts, self._outside, self._ledger.blind
+        )
 
     def _judged(self, evidence: Evidence, peculiarity: str) -> dict[str, Any]:
         verdict, reason = _verdict.judge(evidence)

@@ -59,6 +59,8 @@ class Evidence(NamedTuple):
     doubts: Sequence[Doubt]
     outside: bool
     """May there be processes that cannot be seen from here?"""
+    blind: bool
+    """Does reap() remove nothing, since a journal of a living process cannot be understood?"""
 
 
 def judge(evidence: Evidence) -> tuple[str, str]:
@@ -77,6 +79,8 @@ def _by_records(evidence: Evidence) -> tuple[str, str] | None:
             return "live", f"a pickle of it may be in flight: pid {record.root}, the root of its tree, lives"
     for record in records:
         dead = f"its owner, of the tree of pid {record.root}, is dead"
+        if record.outcome == _owners.FREE and evidence.blind:
+            return "unknown", f"{dead}, but another may own it: {_doubted(evidence)}"
         if record.outcome == _owners.FREE:
             return "orphan", f"{dead}, and nobody leases it: reap() removes it{_without_lease(evidence)}"
         if record.outcome == _owners.LEASED:
@@ -96,13 +100,17 @@ def _by_holders(evidence: Evidence) -> tuple[str, str] | None:
 
 def _by_absence(evidence: Evidence) -> tuple[str, str]:
     if evidence.doubts:
-        return "unknown", f"nobody visible holds it, but {'; '.join(doubt.text for doubt in evidence.doubts)}"
+        return "unknown", f"nobody visible holds it, but {_doubted(evidence)}"
     reason = "not tracked, and no process holds it"
     for record in evidence.records:
         if record.is_open:
             owner = f"of another user's tree of pid {record.root}"
             reason = f"no process holds it, and its owner, {owner}, is dead: that user's reap() removes it"
     return "unheld", f"{reason} ({OTHER_NAMESPACES})" if evidence.outside else reason
+
+
+def _doubted(evidence: Evidence) -> str:
+    return "; ".join(doubt.text for doubt in evidence.doubts)
 
 
 def _held(evidence: Evidence) -> str:

@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -271,6 +272,37 @@ def run_privately(function, *args):
     if prefix is None:
         pytest.skip("no right to unshare")
     return run_function(function, *args, prefix=prefix)
+
+
+def bad_journals():
+    """By what is wrong: journals that no sweep understands, and one of which that goes for a slot only."""
+    header = struct.pack("=8sIIQ", b"pipcjrn\0", 1, 288, os.stat("/proc/self/ns/ipc").st_ino).ljust(288, b"\0")
+    return {
+        "version": header.replace(b"pipcjrn\0\1", b"pipcjrn\0\2") + bytes(288),
+        "size": header + bytes(3),
+        "intent": header + b"\1Z".ljust(288, b"\0"),
+        "slot": header + b"\2Z".ljust(288, b"\0"),
+        "name": header + b"\2m\0\0\6".ljust(288, b"\0"),
+    }
+
+
+@contextlib.contextmanager
+def living_journal(data, uid):
+    """A process of this user holds a journal that says this, as the living do; root may name another user."""
+    code = (
+        "import fcntl, os, sys\n"
+        "uid, data = int(sys.argv[1]), bytes.fromhex(sys.argv[2])\n"
+        "os.setresuid(uid, uid, uid)\n"
+        "directory = f'/dev/shm/.posix_ipc-{uid}'\n"
+        "os.makedirs(directory, 0o700, exist_ok=True)\n"
+        "descriptor = os.open(f'{directory}/1-1-1.j0', os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)\n"
+        "fcntl.flock(descriptor, fcntl.LOCK_EX)\n"
+        "os.write(descriptor, data)\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    with start_python(code, uid, data.hex()) as child:
+        wait_until_ready(child)
+        yield child
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ from support import (
     SEMAPHORE,
     SHARED_MEMORY,
     SMALL_QUEUE,
+    bad_journals,
     become_nobody,
+    living_journal,
     run_function,
     run_privately,
     run_python,
@@ -178,6 +180,23 @@ def leaks_and_reaps_orphans():
 
 def test_orphans_are_found_and_reaped():
     run_privately(leaks_and_reaps_orphans)
+
+
+def reaps_nothing_beside_a_journal_it_does_not_understand():
+    SHARED_MEMORY.create("/t-free").close_fd()
+    with living_journal(bad_journals()["version"], os.geteuid()):
+        assert verdict("/t-free") == "unknown"
+        for unheld in [], ["--unheld"]:
+            done = command("reap", "--yes", *unheld, status=2)
+            assert "cannot be understood" in done.stderr
+            assert done.stdout == ""
+        assert SHARED_MEMORY.exists("/t-free")
+    command("reap", "--yes", "--unheld", status=0)
+    assert not SHARED_MEMORY.exists("/t-free")
+
+
+def test_beside_a_journal_that_cannot_be_understood_nothing_is_reaped():
+    run_privately(reaps_nothing_beside_a_journal_it_does_not_understand)
 
 
 def others_are_unknown(name):

@@ -21,11 +21,14 @@ from lifetime import has_ended, trackers
 from support import (
     KINDS,
     MESSAGE_QUEUE,
+    NOBODY,
     SEMAPHORE,
     SHARED_MEMORY,
     SMALL_QUEUE,
+    bad_journals,
     become_nobody,
     libc,
+    living_journal,
     run_forked,
     run_function,
     run_privately,
@@ -642,6 +645,50 @@ def look_at_orphans():
 @pytest.mark.slow
 def test_orphans_are_what_reap_removes():
     run_privately(look_at_orphans)
+
+
+# ---- journals that make no sense ----
+
+
+def look_beside_bad_journals_of_another_user():
+    posix_ipc.SharedMemory("/pi-of-root", posix_ipc.O_CREX, size=8).close()
+    posix_ipc.SharedMemory("/pi-of-nobody", posix_ipc.O_CREX, size=8).close()
+    os.chown("/dev/shm/pi-of-nobody", NOBODY, NOBODY)
+    for data in bad_journals().values():
+        with living_journal(data, NOBODY):
+            survey = leaks.survey()
+            found = {each.name: each for each in survey.objects}
+            assert (found["/pi-of-root"].verdict, found["/pi-of-nobody"].verdict) == ("unheld", "unknown")
+            assert "cannot be understood" in found["/pi-of-nobody"].reason
+            assert len(survey.unread) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.slow
+def test_bad_journals_of_another_user_say_nothing_of_ones_own():
+    run_privately(look_beside_bad_journals_of_another_user)
+
+
+def look_beside_bad_journals():
+    """What a living process owns, as one that no version here understands may say, is not known."""
+    with dead_root("free"):
+        posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8).close()
+    for what, data in bad_journals().items():
+        with living_journal(data, os.geteuid()):
+            verdicts = {each.name: each.verdict for each in leaks.inventory()}
+            assert verdicts.pop("/pi-plain") == "unknown"
+            # A sweep asks the slots of the living only what they protect, and those can be read.
+            orphans = "orphan" if what in ("slot", "name") else "unknown"
+            assert set(verdicts.values()) == {orphans}
+            if orphans == "unknown":
+                assert mp_integration.reap() == []
+    with living_journal(bad_journals()["slot"], os.geteuid()):
+        assert len(mp_integration.reap()) == 3
+
+
+@pytest.mark.slow
+def test_beside_bad_journals_nothing_is_unheld():
+    run_privately(look_beside_bad_journals)
 
 
 def kill_a_worker_whose_object_is_in_flight():
