@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import posix_ipc
 from posix_ipc import _describe, _reaper, _removal, _survey, leaks
 from posix_ipc._describe import KIND_WORDS
-from posix_ipc._journal import Entry
+from posix_ipc._journal import INTENT, Entry
 from posix_ipc._removal import Use
 from posix_ipc._tables import Line, Output, Span, paragraph, printable
 from posix_ipc.leaks import IPCObject, Survey
@@ -40,7 +40,8 @@ def run(chosen: argparse.Namespace, output: Output) -> int:
 def _ls(chosen: argparse.Namespace, output: Output) -> int:
     survey = _look(chosen)
     _show(survey, survey.objects, chosen, output)
-    return UNTOLD if _untold(survey.objects) else NOTHING
+    _note_untold(survey, [])
+    return UNTOLD if survey.failure or _untold(survey.objects) else NOTHING
 
 
 def _leaks(chosen: argparse.Namespace, output: Output) -> int:
@@ -48,9 +49,8 @@ def _leaks(chosen: argparse.Namespace, output: Output) -> int:
     found = leaks.leaks_among(survey.objects, chosen.unheld, chosen.min_age)
     _show(survey, found, chosen, output)
     untold = _untold(survey.objects)
-    if untold:
-        _note(f"of {len(untold)} more it is not known who holds them: see `posix-ipc ls`")
-    return FOUND if found else UNTOLD if untold else NOTHING
+    _note_untold(survey, untold)
+    return FOUND if found else UNTOLD if untold or survey.failure else NOTHING
 
 
 def _why(chosen: argparse.Namespace, output: Output) -> int:
@@ -63,7 +63,7 @@ def _why(chosen: argparse.Namespace, output: Output) -> int:
         for i, each in enumerate(found):
             output.print([*([[]] if i else []), *_describe.explain(each, output.width)])
     if not found:
-        _note(f"there is no object {printable(name)!r}")
+        _note(f"{printable(name)}: {survey.failure or 'there is no such object'}")
     return UNTOLD if not found or _untold(found) else NOTHING
 
 
@@ -79,7 +79,9 @@ def _watch(chosen: argparse.Namespace, output: Output) -> int:
                 output.file.write(json.dumps(_as_json(survey, survey.objects)) + "\n")
             else:
                 title = f"{time.strftime('%H:%M:%S')}  {_number(survey.objects)}, every {chosen.interval:g} s"
-                lines = [[Span(title, "quiet")], [], *_describe.objects_table(survey.objects, output.width)]
+                failure = [[Span(printable(survey.failure), "unknown")]] if survey.failure else []
+                table = _describe.objects_table(survey.objects, output.width)
+                lines = [[Span(title, "quiet")], *failure, [], *table]
                 _refresh(lines, output) if screen else output.print([*lines, []])
             output.file.flush()
             time.sleep(chosen.interval)
@@ -139,7 +141,8 @@ def _rm(chosen: argparse.Namespace, output: Output) -> int:
             outcomes.append(_remove(found[0], chosen.force))
         else:
             kinds = " and a ".join(KIND_WORDS[each.kind] for each in found)
-            reason = f"there is a {kinds} of this name; choose with --kind" if found else "there is no such object"
+            nothing = survey.failure or "there is no such object"
+            reason = f"there is a {kinds} of this name; choose with --kind" if found else nothing
             outcomes.append(Outcome(None, name, FAILED, reason))
     return _report(outcomes, chosen, output)
 
@@ -147,22 +150,39 @@ def _rm(chosen: argparse.Namespace, output: Output) -> int:
 def _reap(chosen: argparse.Namespace, output: Output) -> int:
     if not chosen.yes:
         return _reap_dry(chosen, output)
-    prefix, kinds = _prefix(chosen) or "/", _kinds(chosen)
-    latest = time.time() - chosen.min_age
-
-    def is_chosen(entry: Entry) -> bool:
-        born = entry.identity[2] / 1e9
-        old_enough = not chosen.min_age or 0 < born <= latest
-        return old_enough and (kinds is None or entry.kind in kinds) and os.fsdecode(entry.name).startswith(prefix)
-
-    swept = _reaper.sweep(chosen=is_chosen)
+    swept = _reaper.sweep(chosen=_chosen_entries(chosen))
     outcomes = [Outcome(each.kind, each.name, _removal.REMOVED, "it was an orphan") for each in swept.removed]
-    if chosen.unheld:
-        unheld = [each for each in _reapable(_look(chosen), chosen) if each.verdict == "unheld"]
-        outcomes += [_remove(each, force=False) for each in unheld]
+    untold = swept.blind
     if swept.blind:
         _note("a journal of a living process cannot be understood, so orphans were left alone")
-    return _report(outcomes, chosen, output, untold=swept.blind)
+    if chosen.unheld or chosen.min_age:
+        survey = _look(chosen)
+        unheld = [each for each in _reapable(survey, chosen) if each.verdict == "unheld"]
+        outcomes += [_remove(each, force=False) for each in unheld]
+        unknown = _untold(_of_this_user(survey.objects))
+        _note_untold(survey, unknown)
+        untold |= survey.failure is not None or bool(unknown)
+    return _report(outcomes, chosen, output, untold=untold)
+
+
+def _chosen_entries(chosen: argparse.Namespace) -> Callable[[Entry], bool]:
+    """Which entries of journals a sweep is about."""
+    prefix, kinds = os.fsencode(_prefix(chosen) or "/"), _kinds(chosen)
+
+    def is_chosen(entry: Entry) -> bool:
+        return (kinds is None or entry.kind in kinds) and entry.name.startswith(prefix)
+
+    if not chosen.min_age:
+        return is_chosen
+    # A journal does not tell the age of a queue, nor the identity of one that was in the making.
+    orphans = leaks.leaks_among(_look(chosen).objects, unheld=False, min_age=chosen.min_age)
+    old = {(each.kind, each.identity) for each in orphans}
+    old_names = {(each.kind, os.fsencode(each.name)) for each in orphans}
+
+    def is_old(entry: Entry) -> bool:
+        return (entry.kind, entry.name) in old_names if entry.state == INTENT else (entry.kind, entry.identity) in old
+
+    return lambda entry: is_chosen(entry) and is_old(entry)
 
 
 def _reap_dry(chosen: argparse.Namespace, output: Output) -> int:
@@ -171,8 +191,9 @@ def _reap_dry(chosen: argparse.Namespace, output: Output) -> int:
     _show(survey, found, chosen, output)
     if found:
         _note(f"{_number(found)} would be removed; with --yes they are")
-    untold = _untold(_of_this_user(survey.objects))
-    return FOUND if found else UNTOLD if untold else NOTHING
+    unknown = _untold(_of_this_user(survey.objects))
+    _note_untold(survey, unknown)
+    return FOUND if found else UNTOLD if unknown or survey.failure else NOTHING
 
 
 def _reapable(survey: Survey, chosen: argparse.Namespace) -> list[IPCObject]:
@@ -283,6 +304,14 @@ class UsageError(Exception):
 
 def _untold(objects: Iterable[IPCObject]) -> list[IPCObject]:
     return [each for each in objects if each.verdict == "unknown"]
+
+
+def _note_untold(survey: Survey, unknown: Sequence[IPCObject]) -> None:
+    """What the answer does not say."""
+    if unknown:
+        _note(f"of {len(unknown)} more it is not known who holds them: see `posix-ipc ls`")
+    if survey.failure:
+        _note(f"{survey.failure}; there may be more")
 
 
 def _number(objects: Sequence[object]) -> str:

@@ -86,6 +86,8 @@ class Survey:
     """What there is and could not be read, a sentence each; because of it a verdict may be "unknown"."""
     unread_pids: tuple[int, ...]
     """The processes among it."""
+    failure: str | None
+    """Why queues and leases could not be looked at, which is then among `unread` too: there may be more queues."""
     limits: tuple[str, ...]
     """What cannot be seen from here at all, a sentence each: other PID namespaces, queues without a mount."""
     all_queues: bool

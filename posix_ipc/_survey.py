@@ -64,6 +64,7 @@ def survey(wanted: Wanted) -> Survey:
         sorted(found, key=lambda each: (each.kind, each.name)),
         tuple(doubt.text for doubt in objects.doubts),
         tuple(sorted(scan.unread)),
+        ledger.failure,
         tuple(_limits(mounted is not None)),
         mounted is not None,
     )
@@ -94,7 +95,8 @@ def _ask_helper(
         record.outcome = outcome
     if answers.failure is None:
         return answers.queues
-    ledger.doubts.append(Doubt(f"queues and leases could not be looked at: {answers.failure}", None))
+    ledger.failure = f"queues and leases could not be looked at: {answers.failure}"
+    ledger.doubts.append(Doubt(ledger.failure, None))
     return {name: None for name in mounted if wanted("message_queue", name)}
 
 
@@ -113,6 +115,7 @@ class _Ledger:
 
     def __init__(self) -> None:
         self.doubts: list[Doubt] = []
+        self.failure: str | None = None
         self._records: dict[Identity | bytes, list[Record]] = defaultdict(list)
         own = _owners.Records()
         self.live_intents = own.live_intents

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import Tree, existing
+from lifetime import Tree, die_after, existing, make
 from support import (
     KINDS,
     MESSAGE_QUEUE,
@@ -199,6 +199,49 @@ def test_beside_a_journal_that_cannot_be_understood_nothing_is_reaped():
     run_privately(reaps_nothing_beside_a_journal_it_does_not_understand)
 
 
+def says_that_it_could_not_look():
+    with orphaned_queue("/t-orphan"):
+        code = f"import multiprocessing; multiprocessing.set_executable('/bin/false')\n{MAIN}"
+        for arguments in (
+            ["ls"],
+            ["leaks"],
+            ["reap"],
+            ["reap", "--yes", "--min-age", "1"],
+            ["why", "/t-orphan"],
+            ["rm", "/t-orphan"],
+        ):
+            done = run_python(code, *arguments, check=False)
+            assert done.returncode == 2, (arguments, done.stdout, done.stderr)
+            assert "could not be looked at: the helper process failed" in done.stderr
+            assert "no such" not in done.stderr
+        assert MESSAGE_QUEUE.exists("/t-orphan")
+        command("leaks", status=1)
+
+
+@contextlib.contextmanager
+def orphaned_queue(name):
+    die_after(make, "MessageQueue", name)
+    yield
+    MESSAGE_QUEUE.remove(name)
+
+
+def test_what_could_not_be_looked_at_is_not_nothing():
+    run_privately(says_that_it_could_not_look)
+
+
+def reaps_queues_of_some_age():
+    with orphaned_queue("/t-orphan"):
+        command("reap", "--yes", "--min-age", 3600, status=0)
+        assert MESSAGE_QUEUE.exists("/t-orphan")
+        done = command("reap", "--yes", "--min-age", 0.001, status=0)
+        assert done.stdout.startswith("removed queue /t-orphan")
+        assert not MESSAGE_QUEUE.exists("/t-orphan")
+
+
+def test_queues_have_an_age_too():
+    run_privately(reaps_queues_of_some_age)
+
+
 def others_are_unknown(name):
     """As another user: the process that holds the object cannot be looked into, but the kernel knows that it does."""
     from posix_ipc import __main__
@@ -217,7 +260,7 @@ def others_are_unknown(name):
     assert "unknown" in text
     assert run("leaks", "--prefix", name, "--unheld") == (2, "")
     assert run("reap", "--prefix", name, "--unheld") == (2, "")
-    assert run("reap", "--prefix", name, "--unheld", "--yes") == (0, "nothing to remove\n")
+    assert run("reap", "--prefix", name, "--unheld", "--yes") == (2, "")
     status, text = run("why", name)
     assert status == 2
     assert "root" in text

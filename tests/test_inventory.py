@@ -535,6 +535,7 @@ def look_without_a_helper():
     survey = leaks.survey()
     assert {each.name: each.verdict for each in survey.objects} == {"/pi-free-m": "unknown", "/pi-free-s": "unknown"}
     assert "the helper process failed" in survey.unread[0]
+    assert survey.failure == survey.unread[0]
     held.close()
 
 
