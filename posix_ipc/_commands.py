@@ -63,7 +63,7 @@ def _why(chosen: argparse.Namespace, output: Output) -> int:
         for i, each in enumerate(found):
             output.print([*([[]] if i else []), *_describe.explain(each, output.width)])
     if not found:
-        _note(f"{printable(name)}: {survey.failure or 'there is no such object'}")
+        _note(f"{printable(name)}: {printable(survey.failure or 'there is no such object')}")
     return UNTOLD if not found or _untold(found) else NOTHING
 
 
@@ -256,7 +256,7 @@ def _report(outcomes: Sequence[Outcome], chosen: argparse.Namespace, output: Out
         _print_json({"objects": [asdict(each) for each in outcomes]}, output)
     for each in outcomes:
         kind = KIND_WORDS[each.kind] + " " if each.kind else ""
-        text = f"{each.outcome} {kind}{printable(each.name)}: {each.reason}"
+        text = f"{each.outcome} {kind}{printable(each.name)}: {printable(each.reason)}"
         if each.outcome in (FAILED, _removal.KEPT):
             _note(text)
         elif not chosen.json:
@@ -311,7 +311,7 @@ def _note_untold(survey: Survey, unknown: Sequence[IPCObject]) -> None:
     if unknown:
         _note(f"of {len(unknown)} more it is not known who holds them: see `posix-ipc ls`")
     if survey.failure:
-        _note(f"{survey.failure}; there may be more")
+        _note(f"{printable(survey.failure)}; there may be more")
 
 
 def _number(objects: Sequence[object]) -> str:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Sequence
 
-from posix_ipc._tables import Column, Line, Span, age_words, paragraph, permission_words, printable, size_words, table
+from posix_ipc._tables import (
+    Column,
+    Line,
+    Span,
+    age_words,
+    paragraph,
+    permission_words,
+    printable,
+    shell_word,
+    shorten,
+    size_words,
+    table,
+)
 from posix_ipc.leaks import Holder, IPCObject, Owner
 
 KIND_WORDS = {"semaphore": "semaphore", "shared_memory": "segment", "message_queue": "queue"}
@@ -61,19 +72,27 @@ def _holders_in_short(holders: Sequence[Holder]) -> str:
 
 def program(command: str) -> str:
     """The part of a command line by which people know a process: the script, of an interpreter that runs one."""
-    words = command.split()
+    return shorten(printable(_program(command[:_READ_AT_MOST].split())), _LONGEST_PROGRAM)
+
+
+_READ_AT_MOST = 4096
+"""Characters of a command line, which may have more than 100,000, and none that means anything."""
+_LONGEST_PROGRAM = 80
+
+
+def _program(words: Sequence[str]) -> str:
     if not words:
         return ""
     name = os.path.basename(words[0])
     if name.startswith("python"):
         for word, following in zip(words[1:], [*words[2:], ""], strict=True):
             if word == "-m":
-                return printable(following)
+                return following
             if word == "-c":
                 break
             if not word.startswith("-"):
-                return printable(os.path.basename(word))
-    return printable(name)
+                return os.path.basename(word)
+    return name
 
 
 # ---- in words ----
@@ -85,7 +104,7 @@ def explain(each: IPCObject, width: int | None) -> list[Line]:
     lines: list[Line] = [
         [Span(name, "heading"), Span(f"  {KIND_WORDS[each.kind]}, "), Span(each.verdict, each.verdict)]
     ]
-    lines += paragraph(_sentence(each.reason), width, "  ")
+    lines += paragraph(_sentence(printable(each.reason)), width, "  ")
     for label, texts in (
         ("contents", [_contents(each)]),
         ("owner", [f"{each.owner}, {permission_words(each.mode)}"]),
@@ -96,7 +115,9 @@ def explain(each: IPCObject, width: int | None) -> list[Line]:
         ("to do", [_to_do(each)]),
     ):
         for i, text in enumerate(texts):
-            lines += paragraph(text, width, " " * 13, first=f"  {'' if i else label:<11}")
+            first = f"  {'' if i else label:<11}"
+            # A command that is broken within a name is one about another object.
+            lines += paragraph(text, width, " " * 13, first, break_words=label != "to do")
     return lines
 
 
@@ -131,7 +152,7 @@ def _identity(each: IPCObject) -> str:
 
 def _holder(holder: Holder) -> str:
     since = "" if holder.started is None else f"; runs for {age_words(time.time() - holder.started)}"
-    return f"{holder.pid} {printable(holder.command)} ({', '.join(holder.how)}{since})"
+    return f"{holder.pid} {printable(holder.command[:_READ_AT_MOST])} ({', '.join(holder.how)}{since})"
 
 
 def _owner(owner: Owner) -> str:
@@ -142,7 +163,7 @@ def _owner(owner: Owner) -> str:
 
 
 def _to_do(each: IPCObject) -> str:
-    name = shlex.quote(printable(each.name))
+    name = shell_word(each.name)
     if each.verdict == "orphan":
         return "safe to remove: `posix-ipc reap --yes`; the next tracked creation by its owner does it too"
     if each.verdict == "unheld":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from posix_ipc._tables import printable
+
 
 @dataclass(frozen=True)
 class LeftObject:
@@ -29,7 +31,7 @@ class LeftObject:
     def __str__(self) -> str:
         what = f"{'tracked ' if self.tracked else ''}{self.kind} {self.name!r}"
         size = "" if self.size is None else f", {self.size} bytes"
-        creator = f"pid {self.pid} ({self.process}: {_shortened(self.command)})"
+        creator = f"pid {self.pid} ({printable(self.process)}: {_shortened(self.command)})"
         where = "".join(traceback.format_list(self.where[-3:]))
         return f"{what}{size}, created by {creator} at\n{where}".rstrip()
 
@@ -71,7 +73,7 @@ class LeftChild:
     def __str__(self) -> str:
         end = "a zombie: it has ended, and nobody waited for it" if self.is_zombie else self.status
         command = f": {_shortened(self.command)}" if self.command else ""
-        return f"child process {self.pid} ({self.name}{command}), {end}"
+        return f"child process {self.pid} ({printable(self.name)}{command}), {end}"
 
     @property
     def is_zombie(self) -> bool:
@@ -118,4 +120,4 @@ def _counted(count: int, one: str, many: str) -> str:
 
 
 def _shortened(command: str) -> str:
-    return command if len(command) <= 80 else f"{command[:77]}..."
+    return printable(command if len(command) <= 80 else f"{command[:77]}...")

@@ -6,7 +6,9 @@ What is shown is laid out here, so that it reads the same everywhere; rich, wher
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import string
 import sys
 import textwrap
 import unicodedata
@@ -157,7 +159,9 @@ def _row(row: Sequence[Span], columns: Sequence[Column], widths: dict[int, int])
     return spans
 
 
-def paragraph(text: str, width: int | None, indent: str = "", style: str = "", first: str | None = None) -> list[Line]:
+def paragraph(
+    text: str, width: int | None, indent: str = "", first: str | None = None, break_words: bool = True
+) -> list[Line]:
     """Break a text into lines; `first` is what the first begins with instead of `indent`."""
     if width is None:
         width = 100
@@ -167,30 +171,52 @@ def paragraph(text: str, width: int | None, indent: str = "", style: str = "", f
         initial_indent=indent if first is None else first,
         subsequent_indent=indent,
         break_on_hyphens=False,
+        break_long_words=break_words,
     )
-    return [[Span(line, style)] for line in lines]
+    return [[Span(line)] for line in lines]
 
 
 def cells(text: str) -> int:
     """How many columns of a terminal a text takes."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(map(_cells_of, text))
+
+
+def _cells_of(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def shorten(text: str, width: int) -> str:
-    if cells(text) <= width:
-        return text
-    while text and cells(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
+    """What fits, with a mark if that is not all."""
+    used, end = 0, None
+    for i, character in enumerate(text):
+        used += _cells_of(character)
+        if end is None and used >= width:
+            end = i
+        if used > width:
+            return f"{text[:end]}…"
+    return text
 
 
 # ---- words ----
 
 
 def printable(text: str) -> str:
-    """A name as it can be shown: what would steer a terminal, or is no text, is escaped as Python does it."""
-    readable = os.fsencode(text).decode(errors="backslashreplace")
+    """A name as it can be shown: what would steer a terminal, or is no text, is escaped as Python does it.
+
+    So are backslashes: no two names look the same.
+    """
+    readable = os.fsencode(text).replace(b"\\", rb"\\").decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable)
+
+
+def shell_word(text: str) -> str:
+    """A name as bash, zsh and ksh read it, without a blank at which a line could be broken."""
+    if text.isprintable() and " " not in text:
+        return shlex.quote(text)
+    plain = string.ascii_letters + string.digits + string.punctuation.replace("\\", "").replace("'", "")
+    return "$'" + "".join(chr(b) if chr(b) in plain else f"\\{b:03o}" for b in os.fsencode(text)) + "'"
 
 
 def size_words(size: int) -> str:

@@ -392,13 +392,14 @@ def removes_only_what_it_can_judge():
     without_lease, without_both = (["setpriv", "--bounding-set", caps] for caps in ("-lease", "-lease,-sys_ptrace"))
     with SHARED_MEMORY.create("/t-others") as others:
         os.fchown(others.fd, NOBODY, NOBODY)
-    nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    with subprocess.Popen(["setpriv", *nobody, "sleep", "60"]) as unreadable, contextlib.ExitStack() as stack:
+    nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    sleep = subprocess.Popen(["\x1b[31m", "60"], executable="/bin/sleep", **nobody)
+    with sleep as unreadable, contextlib.ExitStack() as stack:
         stack.callback(unreadable.kill)
         wait_until(lambda: Path(f"/proc/{unreadable.pid}/comm").read_text() == "sleep\n")
         done = run_python(MAIN, "rm", "/t-others", prefix=without_both, check=False)
         assert done.returncode == 2, done.stderr
-        assert str(unreadable.pid) in done.stderr
+        assert rf"{unreadable.pid} (\x1b[31m 60, " in done.stderr
         assert SHARED_MEMORY.exists("/t-others")
     run_python(MAIN, "rm", "/t-others", prefix=without_lease)
     assert not SHARED_MEMORY.exists("/t-others")
@@ -434,6 +435,74 @@ def test_names_cannot_steer_the_terminal(names, segment):
     assert r"\x1b[31m\n\xff é" in done.stdout
     (told,) = objects("ls", "--prefix", name)
     assert told["name"] == name
+
+
+def run_here(*arguments):
+    """The status of a command in this process, and what it wrote."""
+    from posix_ipc import __main__
+
+    output, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = __main__.main(list(arguments))
+    return status, output.buffer.getvalue().decode() + errors.getvalue()
+
+
+def names_a_process_that_would_steer_the_terminal():
+    SHARED_MEMORY.create("/t-plain").close_fd()
+    os.chmod("/dev/shm/t-plain", 0o666)
+    process = subprocess.Popen(["\x1b]0;pwned\x07", "60"], executable="/bin/sleep")  # it ends with this namespace
+    wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+    "\x1b".encode("unicode_escape")  # nobody may not read what this imports
+    become_nobody()
+    status, text = run_here("why", "/t-plain")
+    assert status == 2
+    assert "\x1b" not in text
+    assert r"\x1b]0;pwned\x07" in text
+    process.returncode = 0  # nobody waits for it
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_processes_cannot_steer_the_terminal():
+    run_privately(names_a_process_that_would_steer_the_terminal)
+
+
+def test_names_that_look_alike_are_told_apart(names, segment):
+    stem = names()
+    alike = [stem + tail for tail in ("\x1b[31m", r"\x1b[31m", "\udcff", r"\xff", "\\", r"\\", "é", "  b' \n$x")]
+    for name in alike:
+        segment(name)
+    rows = command("ls", "--prefix", stem, status=0).stdout.splitlines()[1:]
+    assert len({row.split("  segment")[0] for row in rows}) == len(alike)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_an_advised_command_is_about_this_object(names, segment):
+    stem = names()
+    for tail in ("\x1b[31m1", r"\x1b[31m", "\udcff0", "a  b' \n$x`\"", "é", " " * 30, "x" * 100):
+        segment(stem + tail)
+        text = command("why", stem + tail, status=0, env={"COLUMNS": "40"}).stdout
+        (advised,) = re.findall("`([^`]*(?:`[^`]*)?)` takes", " ".join(text.split()))
+        shell = 'posix-ipc() { printf %s "$3"; }; ' + advised
+        told = subprocess.run(["bash", "-c", shell], capture_output=True, check=True).stdout
+        assert os.fsdecode(told) == stem + tail
+
+
+def test_a_long_command_line_is_cut(name, segment):
+    from posix_ipc import _tables
+
+    held = segment(name)
+    with subprocess.Popen(["x" * 100_000, "60"], executable="/bin/sleep", pass_fds=[held.fd]) as child:
+        held.close_fd()
+        wait_until(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n")
+        (row,) = command("ls", "--prefix", name, status=0).stdout.splitlines()[1:]
+        assert f" {child.pid} xxx" in row
+        assert len(row) < 300
+        assert len(command("why", name, status=0).stdout) < 10_000
+        child.kill()
+    assert _tables.shorten("x" * 1_000_000, 5) == "xxxx…"
+    assert [_tables.shorten("añ漢字e\u0301", width) for width in (1, 2, 3, 4, 5, 6, 7)] == [
+        "…", "a…", "añ…", "añ…", "añ漢…", "añ漢…", "añ漢字e\u0301",
+    ]  # fmt: skip
 
 
 def on_terminal(*arguments, columns=80, until=None, env=None):
@@ -532,6 +601,29 @@ def test_ctrl_c():
     done = run_python(code, "ls", check=False)
     assert done.returncode == 128 + signal.SIGINT
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def with_helper(path, *lines):
+    """The command line with a helper process that does this instead."""
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return f"import multiprocessing; multiprocessing.set_executable({str(path)!r})\n{MAIN}"
+
+
+def test_a_helper_at_ctrl_c_says_nothing(tmp_path, name):
+    code = with_helper(tmp_path / "helper", "echo Traceback >&2", "kill -INT $PPID", "exec sleep 60")
+    done = run_python(code, "why", name, check=False)
+    assert done.returncode == 128 + signal.SIGINT
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_helper_that_fails_says_why_in_a_line(tmp_path, name):
+    code = with_helper(tmp_path / "helper", "echo Traceback >&2", "echo 'OSError: no memory' >&2", "exit 1")
+    done = run_python(code, "why", name, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"posix-ipc: {name}: queues and leases could not be looked at: the helper process failed: OSError: no memory\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["rm"], ["ls", "--kind", "file"], ["leaks", "--min-age", "x"]])

@@ -302,6 +302,16 @@ def test_other_packages_objects_have_the_right_kind():
         child.communicate(timeout=30)
 
 
+def test_a_report_of_leaks_cannot_steer_the_terminal():
+    from posix_ipc._leak_report import LeftChild, LeftObject
+
+    bad = "\x1b]0;pwned\x07"
+    left = LeftObject("semaphore", bad, 1, False, 1, bad, bad, ()), LeftChild(1, bad, bad, "sleeping")
+    for each in left:
+        assert r"\x1b]0;pwned\x07" in str(each)
+        assert "\x1b" not in str(each)
+
+
 # ---- which of them ----
 
 
