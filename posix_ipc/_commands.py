@@ -225,13 +225,14 @@ def _remove(each: IPCObject, force: bool) -> Outcome:
 
 
 def _try_to_remove(each: IPCObject, force: bool) -> tuple[str, str]:
-    if each.identity is None:
+    if each.identity is None or each.uid is None:
         return FAILED, "it cannot be opened, so that it is not known which object this is"
     if each.verdict == "live" and not force:
         return _removal.KEPT, f"{each.reason}; --force removes the name all the same"
 
     def attempt(use: Use) -> str:
         assert each.identity is not None
+        assert each.uid is not None
         return _removal.remove(each.kind, each.name, each.identity, each.uid, use)
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import posix_ipc
 from posix_ipc import _objects
 
 SHELLS = ("bash", "zsh", "fish")
@@ -80,5 +81,17 @@ def script(shell: str) -> str:
 
 def print_names() -> None:
     """All names that can be seen without a look at processes, one a line."""
-    names = {file.name for file in _objects.shm_files()} | set(_objects.mounted_queues() or ())
+    names = {file.name for file in _objects.shm_files()}
+    names |= {name for mount in _objects.queue_mounts() for name in mount.queues if _is_here(name)}
     sys.stdout.buffer.write(b"".join(name + b"\n" for name in sorted(names) if b"\n" not in name))
+
+
+def _is_here(queue: bytes) -> bool:
+    """A mount may be that of another IPC namespace."""
+    try:
+        posix_ipc.MessageQueue(queue, write=False).close()
+    except posix_ipc.ExistentialError:
+        return False
+    except (posix_ipc.Error, OSError):
+        return True
+    return True

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import posix_ipc
-from posix_ipc import _ext, _holders, _journal, _survey, leaks
+from posix_ipc import _ext, _holders, _journal, _mounts, _survey, leaks
 from posix_ipc._tables import size_words
 from posix_ipc.leaks import Survey
 
@@ -61,7 +61,7 @@ def _shared_memory(survey: Survey) -> Finding:
         fact += f" ({used / total:.0%})"
     if status.f_files:
         fact += f", {status.f_files - status.f_ffree} of {status.f_files} files"
-    if _type_of_mount(subject) != b"tmpfs":
+    if _mounts.type_of(subject) != b"tmpfs":
         return Finding(subject, ATTENTION, f"{fact}; it is no tmpfs", f"mount -t tmpfs tmpfs {subject}")
     crowded = bool(total) and used >= NEARLY_FULL * total
     crowded |= bool(status.f_files) and status.f_files - status.f_ffree >= NEARLY_FULL * status.f_files
@@ -117,13 +117,9 @@ def _queue_mount(survey: Survey) -> Finding:
     if survey.all_queues:
         return Finding(subject, OK, "mounted: all queues can be listed", NOTHING_TO_DO)
     advice = "as root: mkdir -p /dev/mqueue && mount -t mqueue mqueue /dev/mqueue"
-    return Finding(subject, ATTENTION, "not mounted: plain queues that nobody holds are not seen", advice)
-
-
-def _type_of_mount(path: str) -> bytes | None:
-    with open("/proc/self/mounts", "rb") as mounts:
-        types = [fields[2] for line in mounts if (fields := line.split())[1] == os.fsencode(path)]
-    return types[-1] if types else None  # the last one covers the others
+    return Finding(
+        subject, ATTENTION, "not mounted for this IPC namespace: plain queues that nobody holds are not seen", advice
+    )
 
 
 # ---- who can be seen ----

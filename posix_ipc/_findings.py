@@ -57,8 +57,9 @@ class IPCObject:
     """In a queue that can be opened."""
     max_messages: int | None
     max_message_size: int | None
-    mode: int
-    uid: int
+    mode: int | None
+    uid: int | None
+    """Both are None for a queue that cannot be opened and that no mount shows."""
     owner: str
     """The name of the user, or the number of one that has none."""
     created: float | None
@@ -91,4 +92,4 @@ class Survey:
     limits: tuple[str, ...]
     """What cannot be seen from here at all, a sentence each: other PID namespaces, queues without a mount."""
     all_queues: bool
-    """Were the queues listed by the kernel? Else there may be others than those found."""
+    """Were the queues listed by a mount of this IPC namespace? Else there may be others than those found."""

@@ -184,6 +184,8 @@ def _asked(question: Callable[[], Any]) -> Any:
 # ---- what cannot be seen ----
 
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel's proc_ns.h
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
+_CAP_SYS_PTRACE = 19  # of the kernel's capability.h
 
 
 def sees_all_namespaces() -> bool:
@@ -193,7 +195,16 @@ def sees_all_namespaces() -> bool:
 
 def processes_are_hidden() -> bool:
     """Does /proc keep the processes of other users out of sight? See hidepid in proc(5)."""
-    return os.geteuid() != 0 and any(_hides(options) for options in _options_of_proc())
+    return any(_hides(options) for options in _options_of_proc()) and not _may_look_into_all()
+
+
+def _may_look_into_all() -> bool:
+    """Has this process the rights of root over all others? The root of a user namespace has not."""
+    if os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE:
+        return False
+    with open("/proc/self/status", "rb") as file:
+        (capabilities,) = (int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:"))
+    return bool(capabilities >> _CAP_SYS_PTRACE & 1)
 
 
 def _hides(options: list[bytes]) -> bool:

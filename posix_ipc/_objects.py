@@ -6,11 +6,12 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from posix_ipc import _ext, _journal
 from posix_ipc._journal import Identity
+from posix_ipc._mounts import Mount, mounts
 
 SEMAPHORE_SIZE = 32 if sys.maxsize > 2**32 else 16
 """Of glibc's sem_t, which is the whole file."""
@@ -108,14 +109,24 @@ def _found(entry: os.DirEntry[bytes]) -> FoundFile:
     return FoundFile(kind, name, (device, inode, born), size, allocated, mode, uid, links)
 
 
-def mounted_queues() -> dict[bytes, os.stat_result] | None:
-    """The queues by name, where a mount of the mqueue file system can be read; else None."""
-    with open("/proc/self/mounts", "rb") as mounts:
-        points = [fields[1] for line in mounts if (fields := line.split())[2] == b"mqueue"]
-    for point in points:
-        with contextlib.suppress(OSError):
-            return dict(_queues_in(_unescape(point)))
-    return None
+class QueueMount(NamedTuple):
+    """A mount of the mqueue file system, and what it lists."""
+
+    mount: Mount
+    queues: dict[bytes, os.stat_result]
+
+    def still_lists(self, name: bytes) -> bool:
+        return os.path.lexists(self.mount.point + name)
+
+
+def queue_mounts() -> list[QueueMount]:
+    """Those that can be read. That of another IPC namespace looks like that of this one, see `own_mount`."""
+    found: dict[int, QueueMount] = {}
+    for mount in mounts():
+        if mount.type == b"mqueue" and mount.device not in found and mount.is_seen():
+            with contextlib.suppress(OSError):
+                found[mount.device] = QueueMount(mount, dict(_queues_in(mount.point)))
+    return list(found.values())
 
 
 def _queues_in(directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
@@ -124,6 +135,18 @@ def _queues_in(directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
             yield b"/" + name, os.lstat(directory + b"/" + name)
 
 
-def _unescape(field: bytes) -> bytes:
-    """Of a field of /proc/self/mounts, where blanks are written in octal."""
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+def own_mount(
+    found: Iterable[QueueMount], here: Collection[bytes], asked: Collection[bytes], devices: Collection[int]
+) -> QueueMount | None:
+    """The mount of this IPC namespace; None if there is none.
+
+    `here` are the queues that there are in this namespace, of those that were asked for by name, and `devices` is where
+    those are that could be opened. A mount without queues says nothing against itself.
+    """
+    for each in found:
+        if devices:
+            if each.mount.device in devices:
+                return each
+        elif not any(name in asked and name not in here and each.still_lists(name) for name in each.queues):
+            return each
+    return None

@@ -8,13 +8,13 @@ import os
 import pwd
 import stat
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from posix_ipc import _holders, _journal, _objects, _owners, _probe, _verdict
 from posix_ipc._findings import Holder, IPCObject, Survey
 from posix_ipc._journal import Entry, Identity
-from posix_ipc._objects import FoundFile
+from posix_ipc._objects import FoundFile, QueueMount
 from posix_ipc._probe import QueueLook
 from posix_ipc._verdict import Doubt, Evidence, Record
 
@@ -49,35 +49,36 @@ def survey(wanted: Wanted) -> Survey:
     which of them matter.
     """
     files = [file for file in _objects.shm_files() if wanted(file.kind, file.name)]
-    mounted = _objects.mounted_queues()
-    names = {os.path.basename(file.path) for file in files} | {name[1:] for name in mounted or ()}
+    mounts = _objects.queue_mounts() if "message_queue" in wanted.kinds else []
+    names = {os.path.basename(file.path) for file in files} | {name[1:] for mount in mounts for name in mount.queues}
     scan = _holders.scan(_objects.shm_device(), names)
     locks = _holders.locks()
     ledger = _Ledger()
-    looks = _ask_helper(wanted, mounted or {}, scan, locks, ledger)
+    looks, mount = _ask_helper(wanted, mounts, scan, locks, ledger)
     objects = _Objects(scan, locks, ledger)
+    listed = mount.queues if mount else {}
     found = [
         *objects.of_files(files),
-        *(objects.of_queue(name, look, (mounted or {}).get(name)) for name, look in looks.items()),
+        *(objects.of_queue(name, look, listed.get(name)) for name, look in looks.items()),
     ]
     return Survey(
         sorted(found, key=lambda each: (each.kind, each.name)),
         tuple(doubt.text for doubt in objects.doubts),
         tuple(sorted(scan.unread)),
         ledger.failure,
-        tuple(_limits(mounted is not None)),
-        mounted is not None,
+        tuple(_limits(wanted, mount is not None)),
+        mount is not None,
     )
 
 
 def _ask_helper(
     wanted: Wanted,
-    mounted: Collection[bytes],
+    mounts: Sequence[QueueMount],
     scan: _holders.Scan,
     locks: Collection[_holders.File],
     ledger: _Ledger,
-) -> dict[bytes, QueueLook | None]:
-    """Have the queues looked at, and those leases tried that nobody is seen to hold."""
+) -> tuple[dict[bytes, QueueLook | None], QueueMount | None]:
+    """Have the queues looked at, and those leases tried that nobody is seen to hold. Also, which mount is ours."""
     to_be_tried = []
     for record in ledger.own_and_open():
         file = record.entry.identity[:2]
@@ -85,28 +86,33 @@ def _ask_helper(
             record.outcome = _owners.LEASED
         elif wanted(record.entry.kind, record.entry.name):
             to_be_tried.append(record)
+    mounted = {name for mount in mounts for name in mount.queues}
     names = {*wanted.queues, *mounted, *scan.queue_links, *ledger.queue_names()}
-    answers = _probe.look(
-        [name for name in names if wanted("message_queue", name)],
-        [record.entry for record in to_be_tried],
-        ledger.live_intents,
-    )
+    # One of each mount, wanted or not, to tell that it is not another namespace's.
+    asked = {name for name in names if wanted("message_queue", name)}
+    asked |= {min(mount.queues) for mount in mounts if mount.queues and asked.isdisjoint(mount.queues)}
+    answers = _probe.look(list(asked), [record.entry for record in to_be_tried], ledger.live_intents)
     for record, outcome in zip(to_be_tried, answers.outcomes, strict=True):
         record.outcome = outcome
-    if answers.failure is None:
-        return answers.queues
-    ledger.failure = f"queues and leases could not be looked at: {answers.failure}"
-    ledger.doubts.append(Doubt(ledger.failure, None))
-    return {name: None for name in mounted if wanted("message_queue", name)}
+    if _owners.FREE in answers.outcomes:
+        ledger.look_again()
+    looks = answers.queues
+    if answers.failure is not None:
+        ledger.failure = f"queues and leases could not be looked at: {answers.failure}"
+        ledger.doubts.append(Doubt(ledger.failure, None))
+        looks, asked = dict.fromkeys(mounted), set()
+    devices = {look.identity[0] for look in looks.values() if look}
+    mount = _objects.own_mount(mounts, looks, asked, devices)
+    return {name: look for name, look in looks.items() if wanted("message_queue", name)}, mount
 
 
-def _limits(all_queues: bool) -> Iterator[str]:
+def _limits(wanted: Wanted, all_queues: bool) -> Iterator[str]:
     if not _holders.sees_all_namespaces():
         yield _verdict.OTHER_NAMESPACES
-    if not all_queues:
+    if not all_queues and "message_queue" in wanted.kinds:
         yield (
             "queues are known only from journals and from descriptors of processes that can be read: "
-            "no mqueue file system is mounted here"
+            "no mqueue file system of this IPC namespace is mounted here"
         )
 
 
@@ -117,17 +123,47 @@ class _Ledger:
         self.doubts: list[Doubt] = []
         self.failure: str | None = None
         self._records: dict[Identity | bytes, list[Record]] = defaultdict(list)
-        own = _owners.Records()
-        self.live_intents = own.live_intents
-        self.blind = own.blind
-        """Does reap() remove nothing, since a journal of a living process cannot be understood?"""
-        self._take_in(own, os.geteuid())
+        self._own = _owners.Records()
+        self._take_in(self._own, os.geteuid())
         for uid in _journal.users() - {os.geteuid()}:
             try:
                 self._take_in(_owners.Records(uid=uid), uid)
             except PermissionError as error:
                 text = f"what {user_name(uid)} tracks cannot be told: {error.filename}: {error.strerror}"
                 self.doubts.append(Doubt(text, uid))
+
+    @property
+    def live_intents(self) -> set[bytes]:
+        return self._own.live_intents
+
+    @property
+    def blind(self) -> bool:
+        """Does reap() remove nothing, since a journal of a living process cannot be understood?"""
+        return self._own.blind
+
+    def look_again(self) -> None:
+        """At this user's journals, as a sweep does when it has locked what is free.
+
+        Somebody may have become an owner since, or let the object persist, and then closed it.
+        """
+        open_before = self.own_and_open()
+        free: dict[str, list[Record]] = defaultdict(list)
+        for each in open_before:
+            if each.outcome == _owners.FREE:
+                free[each.file.path].append(each)
+        for path, records in free.items():
+            said = set(_journal.still_said(path, [each.entry for each in records]))
+            for each in records:
+                each.outcome = _owners.FREE if each.entry in said else _owners.GONE
+        outcomes = {(each.file.path, each.entry): each.outcome for each in open_before}
+        self._own.look()
+        for key, records in self._records.items():
+            self._records[key] = [each for each in records if each.uid != os.geteuid()]
+        self.doubts = [doubt for doubt in self.doubts if doubt.uid != os.geteuid()]
+        self._take_in(self._own, os.geteuid())
+        for each in self.own_and_open():
+            # Of who has died meanwhile it is not known.
+            each.outcome = outcomes.get((each.file.path, each.entry), _owners.UNREADABLE)
 
     def _take_in(self, records: _owners.Records, uid: int) -> None:
         not_understood = records.blind
@@ -161,10 +197,10 @@ class _Ledger:
             record.entry.name
             for records in self._records.values()
             for record in records
-            if record.entry.kind == "message_queue"
+            if record.entry.kind == "message_queue" and b"/" not in record.entry.name[1:]  # the kernel refused others
         }
 
-    def of(self, kind: str, name: bytes, identity: Identity | None, uid: int) -> list[Record]:
+    def of(self, kind: str, name: bytes, identity: Identity | None, uid: int | None) -> list[Record]:
         """The records of an object. What somebody writes about the objects of another user means nothing."""
         records = list(self._records.get(identity, ())) if identity is not None else []
         if kind == "message_queue":
@@ -229,7 +265,11 @@ class _Objects:
         """`look` is None if it cannot be opened; `listed` is what the mount says of it, where there is one."""
         status = listed or self._scan.queue_links.get(name)
         identity = look.identity if look else (status.st_dev, status.st_ino, 0) if status else None
-        uid = look.uid if look else status.st_uid if status else -1
+        uid = look.uid if look else status.st_uid if status else None
+        mode = look.mode if look else status.st_mode if status else None
+        evidence = self._evidence("message_queue", name, identity, uid)
+        if identity is None:
+            evidence.doubts.append(Doubt("this user may not open it, and no mount tells more of it", None))
         return IPCObject(
             kind="message_queue",
             name=os.fsdecode(name),
@@ -240,14 +280,14 @@ class _Objects:
             messages=look.messages if look else None,
             max_messages=look.max_messages if look else None,
             max_message_size=look.max_message_size if look else None,
-            mode=stat.S_IMODE(look.mode if look else status.st_mode if status else 0),
+            mode=None if mode is None else stat.S_IMODE(mode),
             uid=uid,
-            owner=self._user(uid),
+            owner="not known" if uid is None else self._user(uid),
             created=look.created if look else status.st_mtime if status else None,
-            **self._judged(self._evidence("message_queue", name, identity, uid), ""),
+            **self._judged(evidence, ""),
         )
 
-    def _evidence(self, kind: str, name: bytes, identity: Identity | None, uid: int) -> Evidence:
+    def _evidence(self, kind: str, name: bytes, identity: Identity | None, uid: int | None) -> Evidence:
         file = identity[:2] if identity else (-1, -1)
         lockers = self._locks.get(file, set())
         holders = []

@@ -240,6 +240,8 @@ def age_words(seconds: float) -> str:
     return f"{int(seconds // 86400)} d"
 
 
-def permission_words(mode: int) -> str:
+def permission_words(mode: int | None) -> str:
     """rw-r-----"""
+    if mode is None:
+        return "not known"
     return "".join(letter if mode >> (8 - i) & 1 else "-" for i, letter in enumerate("rwxrwxrwx"))

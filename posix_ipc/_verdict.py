@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
     holders: Sequence[Holder]
     lockers: Collection[int]
     """The pids that locked its file, as far as the kernel tells; not all of them need to be alive."""
-    doubts: Sequence[Doubt]
+    doubts: list[Doubt]
     outside: bool
     """May there be processes that cannot be seen from here?"""
     blind: bool

@@ -257,7 +257,11 @@ def private_ipc():
 @functools.cache
 def private_host():
     """Return a command as private_ipc does, with processes of its own too; all of them end with the command."""
-    shell = 'mount -t tmpfs -o size=16m tmpfs /dev/shm && "$0" "$@"'  # the shell is process 1
+    # The shell is process 1. A mount of other queues is covered, for nobody but root may unmount it.
+    shell = (
+        "mount -t tmpfs -o size=16m tmpfs /dev/shm && "
+        '{ test ! -d /dev/mqueue || mount -t tmpfs tmpfs /dev/mqueue; } && "$0" "$@"'
+    )
     for unshare in (["unshare", "-mipf"], ["unshare", "-rmipf"]):
         prefix = [*unshare, "--mount-proc", "--kill-child", "sh", "-c", shell]
         with contextlib.suppress(FileNotFoundError):

@@ -698,6 +698,14 @@ def test_doctor_sees_what_is_short():
     run_privately(doctor_sees_what_is_short)
 
 
+def test_the_file_system_of_shm_is_told_whatever_leads_there(tmp_path):
+    from posix_ipc import _mounts
+
+    (tmp_path / "link").symlink_to("/dev/shm")
+    told = subprocess.run(["stat", "-f", "-c", "%T", "/dev/shm"], capture_output=True, text=True, check=True).stdout
+    assert _mounts.type_of(tmp_path / "link") == told.strip().encode()
+
+
 @pytest.mark.parametrize(
     ("files", "answer"),
     [

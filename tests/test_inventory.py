@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -535,6 +536,113 @@ def look_at_queues_with_and_without_a_mount():
     assert (queue.name, queue.messages, queue.mode, queue.uid) == ("/pi-queue", None, 0o640, 0)
     assert (queue.verdict, queue.identity[1]) == ("unknown", os.stat(f"{point}/pi-queue").st_ino)
     held.close()
+
+
+def look_at_queues_beside_a_mount_of_others():
+    posix_ipc.MessageQueue("/pi-there", posix_ipc.O_CREX, **SMALL_QUEUE).close()
+    point = "/dev/shm/mount"
+    os.mkdir(point)
+    subprocess.run(["mount", "-t", "mqueue", "none", point], check=True)
+    assert leaks.survey(["message_queue"]).all_queues
+    assert not leaks.survey(["message_queue"], prefix="/no-such").objects
+    run_function(look_from_another_ipc_namespace, prefix=["unshare", "-i"])
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+    with open(f"{point}/pi-there", "wb"):  # no queue, but where one was listed
+        survey = leaks.survey(["message_queue"])
+    assert (survey.all_queues, survey.objects) == (False, [])
+
+
+def look_from_another_ipc_namespace():
+    for prefix in None, "/pi-t", "/no-such":
+        survey = leaks.survey(["message_queue"], prefix)
+        assert (survey.all_queues, survey.objects) == (False, [])
+        assert any("no mqueue file system of this IPC namespace" in limit for limit in survey.limits)
+    # One that is held, then one that has the same name there.
+    for name in "/pi-here", "/pi-there":
+        with contextlib.closing(posix_ipc.MessageQueue(name, posix_ipc.O_CREX, **SMALL_QUEUE)) as held:
+            survey = leaks.survey(["message_queue"])
+            assert (survey.all_queues, names_of(survey.objects)) == (False, [name])
+            assert survey.objects[0].identity[0] == os.fstat(held.mqd).st_dev
+            told = run_python("from posix_ipc.__main__ import main; main(['names'])").stdout.splitlines()
+            assert told == ["/pi-there"] * (name == "/pi-there")
+            held.unlink()
+
+
+@pytest.mark.slow
+def test_a_mount_of_another_ipc_namespace_lists_nothing():
+    run_privately(look_at_queues_beside_a_mount_of_others)
+
+
+def look_at_a_queue_that_cannot_be_opened():
+    posix_ipc.MessageQueue("/pi-queue", posix_ipc.O_CREX, mode=0, **SMALL_QUEUE).close()
+    code = "from posix_ipc import _survey; print(_survey.survey(_survey.Wanted(None, None, [b'/pi-queue'])).objects)"
+    told = run_python(code, prefix=["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]).stdout
+    for word in "verdict='unknown'", "uid=None", "owner='not known'", "mode=None", "no mount tells":
+        assert word in told
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+@pytest.mark.slow
+def test_a_queue_that_cannot_be_opened_is_unknown():
+    run_privately(look_at_a_queue_that_cannot_be_opened)
+
+
+def look_while_somebody_takes_over():
+    """After the leases were tried and before the end of the look, as a sweep would see it."""
+    from posix_ipc import _probe
+
+    ask = _probe.look
+
+    def ask_and_change(*arguments):
+        answers = ask(*arguments)
+        with contextlib.closing(mp_integration.SharedMemory.attach("/pi-free-m")) as handle:
+            handle.take_ownership()
+        with contextlib.closing(mp_integration.Semaphore.attach("/pi-free-s")) as handle:
+            _reaper.disown(handle._identity)  # its owner lets it persist
+        return answers
+
+    with dead_root("free"):
+        pass
+    _probe.look = ask_and_change
+    verdicts = {each.name: each.verdict for each in leaks.inventory()}
+    assert verdicts == {"/pi-free-m": "live", "/pi-free-s": "unheld", "/pi-free-q": "orphan"}
+
+
+@pytest.mark.slow
+def test_who_takes_over_during_the_look_is_seen():
+    run_privately(look_while_somebody_takes_over)
+
+
+def look_where_an_intent_was_refused():
+    """The kernel refuses a queue of such a name after the intent was written down; the process died just then."""
+    slot = struct.pack("=BBBxHxxQQQ", 1, ord("q"), 0, 4, 0, 0, 0) + b"/a/b"
+    header = bad_journals()["slot"][:288]
+    with living_journal(header + slot.ljust(288, b"\0"), os.geteuid()) as holder:
+        holder.kill()
+        holder.wait()
+        assert leaks.inventory() == []
+        assert leaks.survey().unread == ()
+
+
+def test_an_intent_of_an_impossible_name_is_no_queue():
+    run_privately(look_where_an_intent_was_refused)
+
+
+def look_where_processes_are_hidden_from_the_root_of_a_user_namespace():
+    posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8).close()
+    subprocess.run(["mount", "-o", "remount,hidepid=2", "/proc"], check=True)
+    code = "from posix_ipc import leaks; print(*((each.verdict, each.reason) for each in leaks.inventory()))"
+    without = ["setpriv", "--bounding-set", "-sys_ptrace"]
+    for prefix in ["unshare", "-U", "--map-root-user"], without:
+        told = run_python(code, prefix=prefix).stdout
+        assert told.startswith("('unknown', ")
+        assert "hidepid" in told
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+@pytest.mark.slow
+def test_processes_hidden_from_the_root_of_a_user_namespace():
+    run_privately(look_where_processes_are_hidden_from_the_root_of_a_user_namespace)
 
 
 def look_without_a_helper():
