@@ -66,7 +66,8 @@ def _drop_output() -> None:
 
 
 def _complain(message: str) -> int:
-    print(f"posix-ipc: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"posix-ipc: {message}", file=sys.stderr)
     return 2
 
 

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,6 +72,7 @@ def _why(chosen: argparse.Namespace, output: Output) -> int:
 def _watch(chosen: argparse.Namespace, output: Output) -> int:
     screen = output.is_terminal and not chosen.json
     if screen:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the screen is given back
         output.file.write("\x1b[?1049h\x1b[?25l")  # a screen of its own, no cursor
     lines: list[Line] = []
     try:
@@ -134,9 +137,12 @@ def _finding_lines(finding: Finding, width: int | None) -> list[Line]:
 def _rm(chosen: argparse.Namespace, output: Output) -> int:
     names = list(dict.fromkeys(map(_name, chosen.names)))
     survey = _survey_of(names, chosen)
+    by_name = defaultdict(list)
+    for each in survey.objects:
+        by_name[each.name].append(each)
     outcomes = []
     for name in names:
-        found = [each for each in survey.objects if each.name == name]
+        found = by_name[name]
         if len(found) == 1:
             outcomes.append(_remove(found[0], chosen.force))
         else:
@@ -340,8 +346,9 @@ def _print_json(value: object, output: Output) -> None:
 
 
 def _note(text: str) -> None:
-    """What is not the answer goes to standard error."""
-    print(f"posix-ipc: {text}", file=sys.stderr)
+    """What is not the answer goes to standard error, if that is open."""
+    if sys.stderr is not None:
+        print(f"posix-ipc: {text}", file=sys.stderr)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Output], int]] = {

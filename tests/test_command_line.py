@@ -40,6 +40,7 @@ pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the command li
 
 MAIN = "import sys; from posix_ipc.__main__ import main; sys.exit(main())"
 WORDS = {SEMAPHORE: "semaphore", SHARED_MEMORY: "segment", MESSAGE_QUEUE: "queue"}
+KIND_NAMES = {SEMAPHORE: "semaphore", SHARED_MEMORY: "shared_memory", MESSAGE_QUEUE: "message_queue"}
 
 
 def command(*arguments, status=None, env=None):
@@ -49,6 +50,16 @@ def command(*arguments, status=None, env=None):
     if status is not None:
         assert done.returncode == status, (done.stdout, done.stderr)
     return done
+
+
+def run_here(*arguments):
+    """The status of a command in this process, and what it wrote to standard output and error."""
+    from posix_ipc import __main__
+
+    output, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = __main__.main(list(arguments))
+    return status, output.buffer.getvalue().decode(), errors.getvalue()
 
 
 def objects(*arguments, **options):
@@ -244,12 +255,9 @@ def test_queues_have_an_age_too():
 
 def others_are_unknown(name):
     """As another user: the process that holds the object cannot be looked into, but the kernel knows that it does."""
-    from posix_ipc import __main__
 
     def run(*arguments):
-        output = io.TextIOWrapper(io.BytesIO())
-        with contextlib.redirect_stdout(output):
-            return __main__.main([*arguments, "--kind", "segment"]), output.buffer.getvalue().decode()
+        return run_here(*arguments, "--kind", "segment")[:2]
 
     status, text = run("ls", "--prefix", name)
     assert status == 0
@@ -312,6 +320,57 @@ def test_bad_names(what, bad):
     done = command(what, bad, status=2)
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+BAD_NAMES = ["\x1b[31m", "two\nlines", "\udcff\udcfe", "'$(exit)\"`", "-x", " ", "\\", "x" * 248]
+
+
+def takes_names_as_data():
+    """Every command finds and removes by the very name, and shows it in a line."""
+    mount_queues()
+    names = [f"/t-{tail}" for tail in BAD_NAMES]
+    made = set()
+    for kind in KINDS:
+        for name in names:
+            kind.close_handle(kind.create(name))
+            made.add((KIND_NAMES[kind], name))
+
+    def told(text):
+        return {(each["kind"], each["name"]) for each in json.loads(text)["objects"]}
+
+    for what in ["ls"], ["leaks", "--unheld"], ["reap", "--unheld"]:
+        assert told(run_here(*what, "--json")[1]) == made
+        status, text, _ = run_here(*what)
+        assert status == (0 if what == ["ls"] else 1)
+        assert set(text) - {"\n"} == set(filter(str.isprintable, text))
+        assert len(text.splitlines()) == 1 + len(made)
+    with start_python(MAIN, "watch", "--json") as child:
+        assert told(child.stdout.readline()) == made
+    for name in names:
+        status, text, _ = run_here("why", name)
+        assert status == 0
+        assert len(re.findall(r"^/.*  (?:semaphore|segment|queue), unheld$", text, re.MULTILINE)) == 3
+        assert set(text) - {"\n"} == set(filter(str.isprintable, text))
+    for kind in KINDS:
+        status, text, _ = run_here("rm", *names, "--kind", WORDS[kind], "--json")
+        assert status == 0
+        assert {each["outcome"] for each in json.loads(text)["objects"]} == {"removed"}
+        assert told(text) == {(KIND_NAMES[kind], name) for name in names}
+        assert not any(kind.exists(name) for name in names)
+    status, text, _ = run_here("rm", names[0], "--json")
+    assert status == 2
+    assert json.loads(text)["objects"] == [
+        {"kind": None, "name": names[0], "outcome": "failed", "reason": "there is no such object"}
+    ]
+
+
+def mount_queues():
+    os.mkdir("/dev/shm/mount")
+    subprocess.run(["mount", "-t", "mqueue", "none", "/dev/shm/mount"], check=True)
+
+
+def test_names_are_data():
+    run_privately(takes_names_as_data)
 
 
 BEFORE_REMOVAL = """
@@ -437,16 +496,6 @@ def test_names_cannot_steer_the_terminal(names, segment):
     assert told["name"] == name
 
 
-def run_here(*arguments):
-    """The status of a command in this process, and what it wrote."""
-    from posix_ipc import __main__
-
-    output, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        status = __main__.main(list(arguments))
-    return status, output.buffer.getvalue().decode() + errors.getvalue()
-
-
 def names_a_process_that_would_steer_the_terminal():
     SHARED_MEMORY.create("/t-plain").close_fd()
     os.chmod("/dev/shm/t-plain", 0o666)
@@ -454,7 +503,7 @@ def names_a_process_that_would_steer_the_terminal():
     wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
     "\x1b".encode("unicode_escape")  # nobody may not read what this imports
     become_nobody()
-    status, text = run_here("why", "/t-plain")
+    status, text, _ = run_here("why", "/t-plain")
     assert status == 2
     assert "\x1b" not in text
     assert r"\x1b]0;pwned\x07" in text
@@ -505,8 +554,11 @@ def test_a_long_command_line_is_cut(name, segment):
     ]  # fmt: skip
 
 
-def on_terminal(*arguments, columns=80, until=None, env=None):
-    """Run a command on a terminal; its status and all that it wrote. `until` is what it shows before Ctrl-C."""
+def on_terminal(*arguments, columns=80, until=None, end=None, env=None):
+    """Run a command on a terminal; its status and all that it wrote.
+
+    `until` is what it shows before Ctrl-C or, if given, the signal `end`.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"COLUMNS": str(columns), "TERM": "xterm-256color", **(env or {})})
@@ -516,7 +568,7 @@ def on_terminal(*arguments, columns=80, until=None, env=None):
         while chunk := os.read(terminal, 4096):
             written += chunk
             if until is not None and until in written:
-                os.write(terminal, b"\x03")
+                os.kill(pid, end) if end else os.write(terminal, b"\x03")
                 until = None
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), written.decode()
@@ -554,6 +606,15 @@ def test_watch_shows_what_comes_and_ends_at_ctrl_c(name, segment):
     assert "Traceback" not in written
 
 
+def test_watch_gives_the_screen_back_when_it_is_terminated(name, segment):
+    segment(name)
+    arguments = "watch", "--interval", "0.1", "--prefix", name
+    status, written = on_terminal(*arguments, columns=100, until=name.encode(), end=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    assert "\x1b[?25h\x1b[?1049l" in written
+    assert "Traceback" not in written
+
+
 def test_watch_as_json_is_one_look_a_line(name, segment):
     with start_python(MAIN, "watch", "--json", "--interval", "0.05", "--prefix", name) as child:
         assert json.loads(child.stdout.readline())["objects"] == []
@@ -587,6 +648,15 @@ def test_an_output_that_takes_nothing_is_an_error(where, name, segment):
     done = subprocess.run(["sh", "-c", shell, sys.executable, MAIN, name], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_notes_do_not_go_where_the_answer_goes(name):
+    for arguments in ["why", name, "--json"], ["why", "/a/b"], ["rm", name, "--json"]:
+        shell = 'exec "$0" -c "$@" 2>&-'
+        done = subprocess.run(["sh", "-c", shell, sys.executable, MAIN, *arguments], stdout=subprocess.PIPE)
+        assert done.returncode == 2
+        assert b"posix-ipc:" not in done.stdout
+        assert not done.stdout or json.loads(done.stdout)
 
 
 def test_ctrl_c():
