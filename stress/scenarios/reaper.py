@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
+import itertools
+import json
 import os
 import random
 import signal
@@ -15,6 +19,11 @@ from stress.forks import fork, wait_for
 from stress.scenario import Context, Full, Scenario
 
 SWEEPERS = 2
+"""Beside them the command is a third one."""
+YIELDING = 5
+"""Of the others, or the command, which looks at all of them and starts a helper, would not get its turn."""
+LONG_HELD = 0.02
+"""Seconds: the age at which the command looks at plain objects, half of which are kept longer."""
 QUEUE: dict[str, Any] = {"max_messages": 1, "max_message_size": 8}
 MOST_QUEUES = 30
 """A system allows 256, and not all of them for us."""
@@ -24,6 +33,9 @@ GONE_WITHIN = 10.0
 def run(context: Context) -> None:
     is_over = context.multiprocessing.Event()
     sweepers = [context.start(sweep, is_over) for _ in range(SWEEPERS)]
+    is_ready = context.multiprocessing.Event()
+    sweepers.append(context.start(sweep_by_command, is_ready, is_over))
+    is_ready.wait(60)
     context.join(*(context.start(live, index) for index in range(context.processes)))
     is_over.set()
     context.join(*sweepers)
@@ -37,19 +49,46 @@ def sweep(context: Context, is_over: Any) -> None:
     """One sweep after the other, at the same time as another sweeper and as many trackers as there are trees."""
     from posix_ipc import _reaper
 
+    os.nice(YIELDING)
     while not is_over.is_set():
         removed = _reaper.reap()
         context.done("sweeps")
         context.tally("orphans removed by the sweepers", len(removed))
 
 
+def sweep_by_command(context: Context, is_ready: Any, is_over: Any) -> None:
+    """The same by `python -m posix_ipc reap --yes`; by turns it also removes plain objects that nobody holds.
+
+    It is called in this process, and once before all others: beside a hundred busy ones it takes seconds to start.
+    """
+    from posix_ipc.__main__ import main
+
+    unheld = ["--unheld", "--min-age", str(LONG_HELD), "--prefix", context.prefix]
+    for options in itertools.cycle(([], unheld)):
+        if is_over.is_set():
+            return
+        output, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            status = main(["reap", "--yes", "--json", *options])
+        is_ready.set()
+        context.check(status in (0, 1, 2), f"the command ended with status {status}: {errors.getvalue()}")
+        context.done("sweeps by the command, of all that nobody holds" if options else "sweeps by the command")
+        for each in json.loads(output.buffer.getvalue() or b'{"objects": []}')["objects"]:
+            context.tally(
+                f"{each['outcome']} by the command: {'an orphan' if 'orphan' in each['reason'] else 'unheld'}"
+            )
+
+
 def live(context: Context, index: int) -> None:
     """Create, attach, fork; what this process or its children use must be there at every look."""
+    os.nice(YIELDING)
     choose = context.random("live", index)
     kinds = ["segment", "semaphore", "queue"] if index < MOST_QUEUES else ["segment", "semaphore"]
     for _ in context.steps(parts=context.processes):
         kind = choose.choice(kinds)
-        step = choose.choices((create_and_unlink, attach_in_a_fork, die_while_another_uses_it), (5, 3, 2))[0]
+        step = choose.choices(
+            (create_and_unlink, attach_in_a_fork, die_while_another_uses_it, hold_a_plain_one), (5, 3, 2, 2)
+        )[0]
         step(context, kind, choose)
         context.done("lives")
 
@@ -112,24 +151,41 @@ def die_while_another_uses_it(context: Context, kind: str, choose: random.Random
     context.tally("owners killed")
 
 
+def hold_a_plain_one(context: Context, kind: str, choose: random.Random) -> None:
+    """Without tracking, nothing but a descriptor or a mapping protects it, and that from the command alone."""
+    handle = create(context, kind, tracked=False)
+    seen = look(handle)
+    view = None
+    if isinstance(handle, posix_ipc.SharedMemory) and choose.random() < 0.5:
+        view = handle.buf
+        handle.close_fd()
+    time.sleep(choose.uniform(0, 2 * LONG_HELD))
+    expect(context, handle, seen, f"its creator holds it: {view or handle}")
+    handle.unlink()
+    if view is not None:
+        view.release()
+    handle.close()
+
+
 # ---- helpers ----
 
 
-def create(context: Context, kind: str) -> Any:
-    from posix_ipc import mp_integration as tracked
+def create(context: Context, kind: str, tracked: bool = True) -> Any:
+    from posix_ipc import mp_integration
 
+    module: Any = mp_integration if tracked else posix_ipc
     name = context.name(kind)
     if kind == "segment":
-        return tracked.SharedMemory(name, posix_ipc.O_CREX, size=64)
+        return module.SharedMemory(name, posix_ipc.O_CREX, size=64)
     if kind == "semaphore":
-        return tracked.Semaphore(name, posix_ipc.O_CREX, initial_value=1)
+        return module.Semaphore(name, posix_ipc.O_CREX, initial_value=1)
     try:
-        return tracked.MessageQueue(name, posix_ipc.O_CREX, **QUEUE)
+        return module.MessageQueue(name, posix_ipc.O_CREX, **QUEUE)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         context.met("no room for a queue")  # those of the dead wait for sweepers that wait for a processor
-        return create(context, "segment")
+        return create(context, "segment", tracked)
 
 
 def look(handle: Any) -> object:
@@ -153,7 +209,7 @@ SCENARIO = Scenario(
     number=7,
     name="reaper",
     invariant="Sweeps that never pause destroy nothing that a living process owns or leases, and leave no orphan.",
-    faults="owners killed while their children hold a lease; two sweepers and every tracker at once",
+    faults="owners killed while their children hold a lease; two sweepers, `reap --yes` and every tracker at once",
     unit="lives",
     run=run,
     full=Full(duration=60, processes=100),
