@@ -425,6 +425,48 @@ def test_rm_leaves_alone_what_changed_since_it_looked(kind, name, what):
     leaves_alone_what_changed(kind, name, what, ["rm", name])
 
 
+AT_REMOVAL = """
+import os, sys
+import posix_ipc
+from posix_ipc import _removal
+from posix_ipc.__main__ import main
+
+def replace_file(path, *_):
+    os.rename(path, os.fsencode(path) + b"-moved")
+    with open(path, "xb") as file:
+        file.write(b"of a stranger")
+
+def replace_queue(name, *_):
+    posix_ipc.unlink_message_queue(name)
+    posix_ipc.MessageQueue(name, posix_ipc.O_CREX, max_messages=1, max_message_size=7).close()
+
+def replacing_before(remove, replace):
+    def replaced(*arguments):
+        replace(*arguments)
+        return remove(*arguments)
+    return replaced
+
+_removal.remove_by_rename = replacing_before(_removal.remove_by_rename, replace_file)
+_removal._remove_queue = replacing_before(_removal._remove_queue, replace_queue)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["plain", "force"])
+def test_rm_leaves_alone_what_has_the_name_at_its_last_step(kind, make, name, force):
+    handle = make(name)
+    if not force:
+        kind.close_handle(handle)
+    done = run_python(AT_REMOVAL, "rm", name, "--json", *force)
+    assert [each["outcome"] for each in json.loads(done.stdout)["objects"]] == ["gone"]
+    if kind is MESSAGE_QUEUE:
+        with contextlib.closing(posix_ipc.MessageQueue(name)) as stranger:
+            assert stranger.max_message_size == 7
+    else:
+        assert Path(kind.file_of(name)).read_bytes() == b"of a stranger"
+        os.unlink(f"{kind.file_of(name)}-moved")
+
+
 def reap_leaves_alone_what_changed():
     for what in "replace", "take":
         leaves_alone_what_changed(SHARED_MEMORY, "/t-free", what, ["reap", "--yes", "--unheld"])
@@ -468,6 +510,84 @@ def removes_only_what_it_can_judge():
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_where_the_kernel_does_not_tell_the_processes_must():
     run_privately(removes_only_what_it_can_judge)
+
+
+# ---- looking changes nothing ----
+
+
+def looks_and_changes_nothing():
+    mount_queues()
+    for kind in KINDS:
+        kind.close_handle(kind.create("/t-plain"))
+        for name in "/t-orphan", "/t-leased":
+            die_after(make, kind.type.__name__, name)
+    from posix_ipc import mp_integration
+
+    leased = [getattr(mp_integration, kind.type.__name__).attach("/t-leased") for kind in KINDS]
+    before = all_of_shm()
+    for arguments in ["ls"], ["leaks", "--unheld"], ["reap", "--unheld"], ["why", "/t-orphan"], ["doctor"], ["names"]:
+        run_here(*arguments)
+        after = all_of_shm()
+        changed = [path for path in before | after if before.get(path) != after.get(path)]
+        assert not changed, (arguments, changed)
+    verdicts = {each["name"]: each["verdict"] for each in json.loads(run_here("ls", "--json")[1])["objects"]}
+    assert verdicts == {"/t-plain": "unheld", "/t-orphan": "orphan", "/t-leased": "live"}
+    for each in leased:
+        each.close()
+
+
+def all_of_shm():
+    """By path: what stat(2) says but for the time of access, and the bytes; of queues, which note who reads, none."""
+    found = {}
+    for directory, names, files in os.walk("/dev/shm"):
+        for path in (directory, *(f"{directory}/{each}" for each in (*names, *files))):
+            status = os.lstat(path)
+            is_read = os.path.isfile(path) and directory != "/dev/shm/mount"
+            content = Path(path).read_bytes() if is_read else b""
+            found[path] = (*status[:7], status.st_mtime_ns, status.st_ctime_ns, content)
+    return found
+
+
+def test_looking_changes_nothing():
+    run_privately(looks_and_changes_nothing)
+
+
+CHURN = """
+import contextlib, os, sys, posix_ipc
+from posix_ipc.mp_integration import MessageQueue, Semaphore, SharedMemory
+number = 0
+while True:
+    number += 1
+    name = f"/t-{os.getpid()}-{number % 7}"
+    if (child := os.fork()) == 0:
+        kept = SharedMemory(size=8), Semaphore(), MessageQueue(max_messages=1, max_message_size=8)
+        posix_ipc.Semaphore(name, posix_ipc.O_CREAT).close()
+        os._exit(0)
+    posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, size=8).close_fd()
+    os.waitpid(child, 0)
+    for unlink in posix_ipc.unlink_semaphore, posix_ipc.unlink_shared_memory:
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            unlink(name)
+"""
+
+
+def runs_while_all_comes_and_goes():
+    SHARED_MEMORY.create("/t-steady")
+    with start_python(CHURN) as one, start_python(CHURN) as other:
+        name = f"/t-{one.pid}-1"
+        wait_until(lambda: SHARED_MEMORY.exists(name))
+        for arguments in (
+            ["ls"], ["leaks", "--unheld"], ["why", name], ["rm", name], ["reap"], ["reap", "--yes"], ["doctor"],
+            ["reap", "--yes", "--unheld", "--min-age", "0.001"], ["rm", "--force", "--kind", "segment", name],
+        ):  # fmt: skip
+            status, _, errors = run_here(*arguments)
+            assert status in (0, 1, 2), (arguments, errors)
+        assert (one.poll(), other.poll()) == (None, None)
+        assert SHARED_MEMORY.exists("/t-steady")
+
+
+def test_processes_and_objects_come_and_go():
+    run_privately(runs_while_all_comes_and_goes)
 
 
 # ---- how it looks ----

@@ -42,7 +42,7 @@ from support import (
 )
 
 import posix_ipc
-from posix_ipc import _holders, _journal, _reaper
+from posix_ipc import _holders, _journal, _owners, _reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leak detection is for Linux")
 leaks = pytest.importorskip("posix_ipc.leaks")
@@ -427,6 +427,47 @@ LEASED = [("SharedMemory", "/pi-leased-m"), ("Semaphore", "/pi-leased-s"), ("Mes
 @pytest.mark.no_sanitizer
 def test_no_lock_is_tried_where_a_lease_is_seen():
     run_privately(trace_a_look_at_what_is_leased)
+
+
+def attach_while_a_lease_is_tried():
+    with dead_root("free"):
+        pass
+    entries = [entry for _, contents in _owners.Records().journals for entry in contents.entries]
+    assert sorted(entry.kind for entry in entries) == sorted(KIND_NAMES.values())
+    for entry in entries:
+        # An attacher has patience for 50 ms, in which this process may not get a processor.
+        assert any(rides_out_a_try(entry) for _ in range(10))
+
+
+def rides_out_a_try(entry):
+    """Does who attaches while the helper of a look tries the lease wait, and get one?"""
+    (kind,) = (kind for kind, name in KIND_NAMES.items() if name == entry.kind)
+    outcome = []
+
+    def attach():
+        try:
+            getattr(mp_integration, kind.type.__name__).attach(os.fsdecode(entry.name)).close()
+            outcome.append(True)
+        except (posix_ipc.Error, OSError):
+            outcome.append(False)
+
+    thread = threading.Thread(target=attach)
+    with _owners.locked_if_free(entry, ()) as said:
+        assert said == _owners.FREE
+        thread.start()
+        wait_until(lambda: outcome or sleeps(thread))
+    thread.join()
+    return outcome[0]
+
+
+def sleeps(thread):
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{thread.native_id}/wchan") as file:
+        return "nanosleep" in file.read()
+
+
+@pytest.mark.slow
+def test_an_attacher_rides_out_a_look():
+    run_privately(attach_while_a_lease_is_tried)
 
 
 # ---- whom one cannot see ----
