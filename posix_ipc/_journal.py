@@ -137,7 +137,7 @@ def root_lives(token: str) -> bool:
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no pid is as large as what may stand in a name
         return False
     except PermissionError:
         pass

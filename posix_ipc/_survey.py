@@ -128,7 +128,7 @@ class _Ledger:
         for uid in _journal.users() - {os.geteuid()}:
             try:
                 self._take_in(_owners.Records(uid=uid), uid)
-            except PermissionError as error:
+            except OSError as error:  # he may keep others from opening what is his
                 text = f"what {user_name(uid)} tracks cannot be told: {error.filename}: {error.strerror}"
                 self.doubts.append(Doubt(text, uid))
 

@@ -823,6 +823,34 @@ def look_beside_bad_journals_of_another_user():
             assert len(survey.unread) == 1
 
 
+def look_beside_a_journal_that_another_user_bars():
+    """A lease of fcntl(2) lets nobody open the file, not even root, without waiting for who has it."""
+    posix_ipc.SharedMemory("/pi-of-root", posix_ipc.O_CREX, size=8).close()
+    code = (
+        "import fcntl, os, signal, sys\n"
+        "signal.signal(signal.SIGIO, signal.SIG_IGN)\n"
+        f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
+        f"os.mkdir('/dev/shm/.posix_ipc-{NOBODY}', 0o700)\n"
+        f"descriptor = os.open('/dev/shm/.posix_ipc-{NOBODY}/1-1-1.j0', os.O_CREAT | os.O_RDWR, 0o600)\n"
+        "fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    with start_python(code) as child:
+        wait_until_ready(child)
+        survey = leaks.survey()
+    assert [(each.name, each.verdict) for each in survey.objects] == [("/pi-of-root", "unheld")]
+    assert "cannot be told" in survey.unread[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_journal_that_another_user_bars():
+    run_privately(look_beside_a_journal_that_another_user_bars)
+
+
+def test_no_process_has_so_large_a_pid():
+    assert not _journal._exists(10**30)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.slow
 def test_bad_journals_of_another_user_say_nothing_of_ones_own():
