@@ -15,6 +15,7 @@ import multiprocessing.process
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 from posix_ipc import _journal
 
 MOST_FRAMES = 8
+UNDER_WAY = 1.0
+"""Seconds after which a creation that was interrupted, and shows no object, is taken to have failed."""
 MOST_BYTES = 16 << 20
 """Children write no more than this, so that one which creates for ever does not fill the disk."""
 
@@ -38,6 +41,7 @@ class Creation(NamedTuple):
     kind: str
     name: str
     pid: int
+    thread: int
     process: str
     """the name that multiprocessing knows it by"""
     command: str
@@ -67,6 +71,7 @@ class Trace:
         self._maker = maker
         self._events: list[Creation | Removal] = []
         self._compact_at = 100
+        self._compacting = threading.Lock()
 
     def start(self) -> None:
         _install()
@@ -80,7 +85,7 @@ class Trace:
 
     def surviving(self) -> list[Creation]:
         """The creations of this trace whose objects exist, the oldest first."""
-        return _surviving([*self._events, *self._read()])
+        return [life[0] for life in _lives([*self._events, *self._read()]) if _survives(life)]
 
     def is_full(self) -> bool:
         """Has a child had more to say than fits?"""
@@ -92,9 +97,23 @@ class Trace:
             return
         self._events.append(event)
         if len(self._events) >= self._compact_at:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Forget what says nothing any more, if nobody is about to.
+
+        Others append meanwhile: threads, and what interrupts this one, handlers of signals and finalizers. None of them
+        may wait, and two that replace the front of the list would wipe out what was appended between. A forked child
+        does not come here, whoever held the lock.
+        """
+        if not self._compacting.acquire(blocking=False):
+            return
+        try:
             count = len(self._events)
-            self._events[:count] = _surviving(self._events[:count])  # another thread may have appended meanwhile
+            self._events[:count] = _needed(self._events[:count])
             self._compact_at = 100 + 2 * len(self._events)
+        finally:
+            self._compacting.release()
 
     def _append(self, event: Creation | Removal) -> None:
         """In a child. An end of the line goes first: what was there before may be torn, by a SIGKILL."""
@@ -177,25 +196,49 @@ def _mq_open() -> tuple[Callable[..., int], Any, Callable[[], int]]:
     return library.mq_open, (ctypes.c_long * 8)(), ctypes.get_errno
 
 
-def _surviving(events: Iterable[Creation | Removal]) -> list[Creation]:
-    """Of each name the last creation, if it exists and is not what somebody made there after its removal."""
-    created: dict[tuple[str, str], Creation] = {}
-    removed: dict[tuple[str, str], tuple[int, int] | None] = {}
+_Life = tuple[Creation, Removal | None]
+"""Of one name the last creation, and what removed that."""
+
+
+def _lives(events: Iterable[Creation | Removal]) -> list[_Life]:
+    """Those of all names, the oldest first."""
+    lives: dict[tuple[str, str], _Life] = {}
     for event in sorted(events, key=lambda event: event.time):
         key = event.kind, event.name.lstrip("/")
         if isinstance(event, Creation):
-            created[key] = event
-            removed.pop(key, None)
-        elif event.kind == "message_queue":  # one of that name is another: they show no identity
-            created.pop(key, None)
-        else:
-            removed[key] = event.identity
-    return [
-        event
-        for (kind, name), event in created.items()
-        if exists(kind, event.name)
-        and ((kind, name) not in removed or removed[kind, name] == identity_of(file_of(kind, name)))
-    ]
+            lives.pop(key, None)
+            lives[key] = event, None
+        elif key in lives:
+            lives[key] = lives[key][0], event
+    return list(lives.values())
+
+
+def _survives(life: _Life) -> bool:
+    """Does the object exist, and is it not what somebody made there after its removal?"""
+    creation, removal = life
+    if not exists(creation.kind, creation.name):
+        return False
+    if removal is None:
+        return True
+    # A queue of that name is another: they show no identity.
+    return creation.kind != "message_queue" and removal.identity == identity_of(file_of(creation.kind, creation.name))
+
+
+def _needed(events: list[Creation | Removal]) -> list[Creation | Removal]:
+    """The events that may still say that something is left.
+
+    An event comes before its call. So of what was created last by each thread there may be no object yet, nor of what
+    the thread was about to create when something interrupted it; and a removed object may still be there.
+    """
+    last_of_threads = {event.thread: event for event in events if isinstance(event, Creation)}
+    long_ago = time.monotonic_ns() - int(UNDER_WAY * 1e9)
+    needed: list[Creation | Removal] = []
+    for life in _lives(events):
+        creation, removal = life
+        under_way = removal is None and (creation.time > long_ago or last_of_threads[creation.thread] is creation)
+        if under_way or _survives(life):
+            needed += filter(None, life)
+    return needed
 
 
 # ---- hearing ----
@@ -247,8 +290,16 @@ def _creation(kind: str, name: str) -> Creation:
     process = multiprocessing.process.current_process().name
     command = " ".join(sys.orig_argv)
     return Creation(
-        time.monotonic_ns(), kind, name, os.getpid(), process, command, tracked, tuple(reversed(frames))
-    )  # fmt: skip
+        time.monotonic_ns(),
+        kind,
+        name,
+        os.getpid(),
+        threading.get_ident(),
+        process,
+        command,
+        tracked,
+        tuple(reversed(frames)),
+    )
 
 
 def _from_json(what: str, fields: list[Any]) -> Creation | Removal:

@@ -34,6 +34,7 @@ from support import (
     libc,
     run_function,
     run_python,
+    run_threads,
     start_python,
     wait_until,
     wait_until_ready,
@@ -184,6 +185,82 @@ def test_many_objects_take_no_memory(names):
         assert len(_trace._active[-1]._events) < 300
     assert only(report, "objects").name == first
     SEMAPHORE.remove(first)
+
+
+def test_objects_that_were_removed_elsewhere_take_no_memory(names, monkeypatch):
+    monkeypatch.setattr(_trace, "UNDER_WAY", 0)
+    with leak_check():
+        for _ in range(500):
+            name = names()
+            make(SEMAPHORE, name)
+            SEMAPHORE.remove(name)
+        assert len(_trace._active[-1]._events) < 300
+
+
+def test_each_of_many_objects_is_told(names):
+    """Also that whose creation was heard, but had not happened, when the trace forgot others."""
+    made = [names() for _ in range(150)]
+    with leaking() as report:
+        for name in made:
+            make(SEMAPHORE, name)
+    assert [left.name for left in report.objects] == made
+    for name in made:
+        SEMAPHORE.remove(name)
+
+
+def test_each_object_of_many_threads_is_told(names):
+    kept = [[names() for _ in range(10)] for _ in range(6)]
+
+    def work(names_kept, passing):
+        for name in names_kept:
+            make(SEMAPHORE, name)
+            for _ in range(25):
+                leaving.make_and_remove(passing)
+
+    with leaking(fds=False, mappings=False) as report:
+        run_threads(*(functools.partial(work, names_kept, names()) for names_kept in kept))
+        assert len(_trace._active[-1]._events) < 1500
+    assert {left.name for left in report.objects} == {name for names_kept in kept for name in names_kept}
+    for left in report.objects:
+        SEMAPHORE.remove(left.name)
+
+
+def test_object_made_while_the_trace_forgets_others(names, monkeypatch):
+    """As by a handler of a signal, which may come at any point of it; there the lock is not waited for."""
+    exists = _trace.exists
+    interrupting = [names() for _ in range(150)]
+    made = []
+
+    def interrupted(*arguments):
+        if not made:
+            made.append(names())
+            for name in interrupting:
+                make(SEMAPHORE, name)
+        return exists(*arguments)
+
+    with leaking() as report:
+        make(SEMAPHORE, names())
+        _trace._active[-1]._compact_at = 1
+        with monkeypatch.context() as patch:
+            patch.setattr(_trace, "UNDER_WAY", 0)
+            patch.setattr(_trace, "exists", interrupted)
+            leaving.make_and_remove(names())
+        assert made
+    assert [left.name for left in report.objects[1:]] == interrupting
+    for left in report.objects:
+        SEMAPHORE.remove(left.name)
+
+
+@pytest.mark.parametrize("kind", [SEMAPHORE, SHARED_MEMORY], ids=["Semaphore", "SharedMemory"])
+def test_name_that_is_taken_after_a_removal_during_which_the_trace_forgot(kind, name):
+    """A removal is heard before it happens: the object is still there, and yet no longer ours."""
+    with leak_check() as report:
+        make(kind, name)
+        _trace._active[-1]._compact_at = 1
+        kind.unlink(name)
+        Path(kind.file_of(name)).write_bytes(bytes(64))  # as another program would
+    assert not report
+    kind.remove(name)
 
 
 def unlink_in_vain(name):
