@@ -136,6 +136,7 @@ class Check:
         self._objects, self._fds, self._mappings, self._children = objects, fds, mappings, children
         self._pid = os.getpid()
         self._trace: Trace | None = None
+        self._exclusions = 0
 
     def start(self) -> None:
         self._before = self._look()
@@ -172,16 +173,23 @@ class Check:
 
     @contextlib.contextmanager
     def excluding(self) -> Iterator[None]:
-        """What the block makes is none of this check's, nor what the children do that it starts."""
-        if self._trace is not None:
-            self._trace.stop()
-        before = self._look()
+        """What the block makes is none of this check's, nor what the children do that it starts.
+
+        Such blocks may nest, as wider fixtures of pytest do that ask for each other.
+        """
+        self._exclusions += 1
+        if self._exclusions == 1:
+            if self._trace is not None:
+                self._trace.stop()
+            self._before_exclusion = self._look()
         try:
             yield
         finally:
-            self._before.add(self._look().beyond(before))
-            if self._trace is not None:
-                self._trace.start()
+            self._exclusions -= 1
+            if self._exclusions == 0:
+                self._before.add(self._look().beyond(self._before_exclusion))
+                if self._trace is not None:
+                    self._trace.start()
 
     def _look(self) -> Resources:
         return Resources.now(self._objects or self._mappings, self._fds, self._mappings, self._children)

@@ -46,6 +46,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"
 pytest.importorskip("posix_ipc.mp_integration")
 
 from posix_ipc import _trace, mp_integration  # noqa: E402
+from posix_ipc._leak_check import Check  # noqa: E402
 from posix_ipc.leaks import LeakError, leak_check  # noqa: E402
 
 EVENT_NAMES = {SEMAPHORE: "semaphore", SHARED_MEMORY: "shared_memory", MESSAGE_QUEUE: "message_queue"}
@@ -429,6 +430,53 @@ def test_more_than_can_be_written_down_is_told(names, monkeypatch):
     assert "more may be left" in str(report)
     for name in made:
         SEMAPHORE.remove(name)
+
+
+# ---- what the check leaves out ----
+
+
+def test_excluded_blocks_in_excluded_blocks(names, segment):
+    """As those of wider fixtures that ask for each other: only the outermost ends what is excluded."""
+    kept = [segment(size=size) for size in (4096, 8192, 12288)]
+    excluded = [names() for _ in KINDS]
+    counted = names()
+    heard = list(_trace._active)
+    check = Check()
+    check.start()
+    with check.excluding():
+        make(SEMAPHORE, excluded[0])
+        with check.excluding(), check.excluding():
+            make(SHARED_MEMORY, excluded[1])
+            views = [memoryview(kept[0])]
+        make(MESSAGE_QUEUE, excluded[2])
+        views.append(memoryview(kept[1]))
+        assert _trace._active == heard
+    assert len(_trace._active) == len(heard) + 1
+    make(SEMAPHORE, counted)
+    views.append(memoryview(kept[2]))
+    report = check.finish()
+    assert [left.name for left in report.objects] == [counted]
+    assert [(left.path, left.size) for left in report.mappings] == [(SHARED_MEMORY.file_of(kept[2].name), 12288)]
+    for view in views:
+        view.release()
+    remove_all(excluded)
+    SEMAPHORE.remove(counted)
+
+
+def test_what_was_excluded_hides_nothing_later(segment):
+    """The bytes that are excluded are counted once."""
+    shm = segment(size=4096)
+    check = Check()
+    check.start()
+    with check.excluding(), check.excluding():
+        excluded = memoryview(shm)
+    again = posix_ipc.SharedMemory(shm.name)
+    view = memoryview(again)
+    again.close_fd()
+    report = check.finish()
+    assert only(report, "mappings").size == 4096
+    for each in (excluded, view):
+        each.release()
 
 
 # ---- what others do ----

@@ -243,6 +243,68 @@ def test_own_fixture(of_session, of_function): pass
     )
 
 
+def test_wider_fixtures_that_ask_for_each_other(suite):
+    """In the midst of a setup, of any kind of object; what a test leaves after that is still told."""
+    result = suite.run(
+        """
+MADE = {"session": [], "package": [], "module": [], "class": []}
+
+def make_more(scope):
+    for kind in leaving.OPTIONS:
+        name = f"{PREFIX}{scope}-{kind}-{len(MADE[scope])}"
+        leaving.make(kind, name)
+        handle = getattr(posix_ipc, kind)(name)
+        MADE[scope].append((handle, memoryview(handle) if kind == "SharedMemory" else None))
+
+def remove(scope):
+    for handle, view in MADE.pop(scope):
+        if view is not None:
+            view.release()
+        handle.unlink()
+        handle.close()
+
+def holding(request, scope, *wider):
+    make_more(scope)
+    for fixture in wider:
+        request.getfixturevalue(fixture)
+        make_more(scope)
+    yield
+    remove(scope)
+
+@pytest.fixture(scope="session")
+def first(request): yield from holding(request, "session")
+@pytest.fixture(scope="package")
+def second(request): yield from holding(request, "package", "first")
+@pytest.fixture(scope="module")
+def third(request): yield from holding(request, "module", "second")
+@pytest.fixture(scope="class")
+def fourth(request): yield from holding(request, "class", "first", "third", "second")
+
+class TestClass:
+    def test_clean(self, fourth): pass
+    def test_leaving(self, fourth, name): leaving.make("MessageQueue", PREFIX + "test_child")
+    def test_mapping(self, fourth):
+        global view
+        segment = posix_ipc.SharedMemory(PREFIX + "session-SharedMemory-1")
+        view = memoryview(segment)
+
+def test_nothing_is_traced_now():
+    from posix_ipc import _trace
+    view.release()
+    assert len(_trace._active) == 1
+""",
+        "--ipc-leaks=error",
+    )
+    result.assert_outcomes(passed=4, errors=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "ERROR *test_leaving*left behind: 1 obj*",
+            "ERROR *test_mapping*left behind: 1 desc*",
+            f"mapping of '*{suite.prefix}session-SharedMemory-1', 4096 bytes",
+        ]
+    )
+
+
 def test_handle_that_only_a_fixture_holds_is_not_left(suite):
     result = suite.run(
         """
