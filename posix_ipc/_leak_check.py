@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import gc
 import inspect
@@ -54,6 +55,9 @@ class leak_check:
     `objects`: named objects; `fds`: descriptors; `mappings`: of files in /dev/shm; `children`: processes. The function
     runs up to `repeat` times, until it leaves nothing: what only its first runs leave is a cache, what every run leaves
     is a leak. An exception of the block goes on as it is; the report is there all the same.
+
+    One instance serves blocks in blocks, and those of several threads and tasks at once, each of which has a report of
+    its own. Blocks of one thread or task that overlap otherwise need an instance each.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class leak_check:
         check = self._new_check()
         check.start()
         self._running.append(check)
+        _entered.set((*_living(_entered.get()), weakref.ref(check)))
         return check.report
 
     def __exit__(
@@ -83,14 +88,33 @@ class leak_check:
         /,
     ) -> None:
         __tracebackhide__ = True  # pytest: the news is the block
-        if not self._running:
-            raise ValueError("leak_check: its block was left without having been entered")
-        check = self._running.pop()
+        check = self._innermost()
         if exc_value is not None:
             with contextlib.suppress(OSError):  # it would mask the block's own
                 check.finish()
         elif check.finish():
             raise LeakError(check.report)
+
+    def _innermost(self) -> Check:
+        """Take out the check of the block that is being left."""
+        here = _entered.get()
+        for reference in reversed(here):
+            check = reference()
+            if check is not None and check in self._running:
+                _entered.set(tuple(other for other in _living(here) if other is not reference))
+                break
+        else:
+            # Entered in one context and left in another, as fixtures of asynchronous tests are: one can only be that.
+            if not self._running:
+                raise ValueError("leak_check: its block was left without having been entered")
+            if len(self._running) > 1:
+                raise ValueError(
+                    "leak_check: several tasks or threads have entered it, and this is none of them: "
+                    "use an instance for each block"
+                )
+            (check,) = self._running
+        self._running.remove(check)
+        return check
 
     def __call__(self, function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
         """Wrap a function. What it returns is still there when the look is taken."""
@@ -118,6 +142,19 @@ class leak_check:
             return result
 
         return checked
+
+
+_Reference = weakref.ReferenceType["Check"]
+
+_entered: contextvars.ContextVar[tuple[_Reference, ...]] = contextvars.ContextVar("_entered", default=())
+"""The blocks that this task or thread is in, and those it was in that started it; the innermost last.
+
+They are held by the instances: contexts live longer than a block that nobody leaves.
+"""
+
+
+def _living(references: tuple[_Reference, ...]) -> tuple[_Reference, ...]:
+    return tuple(reference for reference in references if reference() is not None)
 
 
 # ---- one check ----

@@ -1,6 +1,8 @@
 """leak_check: what a block leaves behind in this process and its children is told, what others do meanwhile is not."""
 
+import asyncio
 import contextlib
+import contextvars
 import ctypes
 import functools
 import linecache
@@ -892,6 +894,104 @@ def test_repeat_needs_a_function():
 def test_a_block_is_entered_before_it_is_left():
     with pytest.raises(ValueError, match="without having been entered"):
         leak_check().__exit__()
+
+
+def test_instance_that_threads_share(names):
+    """Each leaves its own block, whoever entered last."""
+    check = leak_check(fds=False, mappings=False)
+    entered, left = threading.Barrier(2, timeout=60), threading.Event()
+    name = names()
+
+    def innocent():
+        with check as report:
+            entered.wait()
+        left.set()
+        assert not report
+
+    def leaving_one():
+        with pytest.raises(LeakError) as caught, check as report:
+            entered.wait()
+            assert left.wait(60)
+            make(SEMAPHORE, name)
+        assert caught.value.report is report
+        assert only(report, "objects").name == name
+
+    for _ in range(5):  # either may enter last
+        run_threads(leaving_one, innocent)
+        SEMAPHORE.remove(name)
+        left.clear()
+
+
+def test_instance_that_tasks_share(names):
+    """So do tasks, also one that was started inside a block of the instance."""
+    check = leak_check(fds=False)
+    made = [names(), names()]
+    reports = []
+
+    async def leave(name, entered, go):
+        with pytest.raises(LeakError) as caught, check as report:
+            entered.set()
+            await go.wait()
+            make(SEMAPHORE, name)
+        assert caught.value.report is report
+        reports.append(report)
+
+    async def main():
+        entered, go = asyncio.Event(), asyncio.Event()
+        with check as innocent:
+            task = asyncio.create_task(leave(made[0], entered, go))
+            await entered.wait()
+        assert not innocent
+        go.set()
+        await task
+        tasks = []
+        for _ in range(2):
+            entered = asyncio.Event()
+            tasks.append((asyncio.create_task(leave(made[1], entered, go := asyncio.Event())), go))
+            await entered.wait()
+        for task, go in tasks:  # the one that entered first leaves first
+            go.set()
+            await task
+            SEMAPHORE.remove(made[1])
+
+    asyncio.run(main())
+    assert [[left.name for left in report.objects] for report in reports] == [[made[0]], [made[1]], [made[1]]]
+    SEMAPHORE.remove(made[0])
+
+
+def test_block_in_a_coroutine(name):
+    async def main():
+        with leak_check() as report:
+            await asyncio.to_thread(leaving.make_and_remove, name)
+        assert not report
+        with leaking(mappings=False) as report:
+            await asyncio.sleep(0)
+            make(SHARED_MEMORY, name)
+        left = only(report, "objects")
+        assert left.name == name
+        assert "main" in [frame.name for frame in left.where]
+        SHARED_MEMORY.remove(name)
+
+    with leak_check():  # and a loop leaves nothing
+        asyncio.run(main())
+
+
+def test_block_that_is_left_in_another_context(names):
+    """As those of asynchronous fixtures are. If it may be one of several it is refused."""
+    check = leak_check()
+    context = contextvars.copy_context()
+    report = context.run(check.__enter__)
+    check.__exit__()
+    assert not report
+    contexts = [contextvars.copy_context(), contextvars.copy_context()]
+    for context in contexts:
+        context.run(check.__enter__)
+    with pytest.raises(ValueError, match="an instance for each block"):
+        check.__exit__()
+    for context in contexts:
+        context.run(check.__exit__)
+    with pytest.raises(ValueError, match="without having been entered"):
+        check.__exit__()
 
 
 async def coroutine():
