@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class leak_check:
         __tracebackhide__ = True  # pytest: the news is the block
         check = self._innermost()
         if exc_value is not None:
-            with contextlib.suppress(OSError):  # it would mask the block's own
+            with contextlib.suppress(OSError, RuntimeWarning):  # it would mask the block's own
                 check.finish()
         elif check.finish():
             raise LeakError(check.report)
@@ -131,7 +132,7 @@ class leak_check:
                 try:
                     result = function(*args, **kwargs)
                 except BaseException:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, RuntimeWarning):
                         check.finish()
                     raise
                 if not check.finish():
@@ -198,8 +199,13 @@ class Check:
                 let_go()
                 left = self._settle()
             left.describe(self.report)
+            lost = self._trace is not None and self._trace.is_lost()
         finally:
             self.abandon()
+        if lost:
+            warnings.warn(
+                "leak_check: the block removed the file in which children report what they create", RuntimeWarning, 3
+            )
         return self.report
 
     def abandon(self) -> None:
@@ -234,7 +240,7 @@ class Check:
     def _compare(self) -> _Left:
         now = self._look()
         creations = [] if self._trace is None else self._trace.surviving()
-        incomplete = self._trace is not None and self._trace.is_full()
+        incomplete = self._trace is not None and (self._trace.is_full() or self._trace.is_lost())
         return _Left(creations, incomplete, now, now.beyond(self._before))
 
     def _settle(self) -> _Left:
@@ -254,7 +260,8 @@ class Check:
 def _stop(trace: Trace, pid: int) -> None:
     trace.stop()
     if os.getpid() == pid:  # not that of a forked child, which has inherited it
-        os.unlink(trace.path)
+        with contextlib.suppress(OSError):  # it is lost
+            os.unlink(trace.path)
 
 
 @dataclass(frozen=True)

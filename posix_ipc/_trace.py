@@ -89,7 +89,14 @@ class Trace:
 
     def is_full(self) -> bool:
         """Has a child had more to say than fits?"""
-        return os.stat(self.path).st_size >= MOST_BYTES
+        try:
+            return os.stat(self.path).st_size >= MOST_BYTES
+        except OSError:
+            return False
+
+    def is_lost(self) -> bool:
+        """Has somebody taken away the file of the children?"""
+        return not os.path.lexists(self.path)
 
     def record(self, event: Creation | Removal) -> None:
         if os.getpid() != self._maker:
@@ -139,7 +146,7 @@ class Trace:
 
     def _read(self) -> list[Creation | Removal]:
         events: list[Creation | Removal] = []
-        with open(self.path, "rb") as file:
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:  # it may be lost
             for line in file:
                 with contextlib.suppress(ValueError):  # empty, or torn
                     what, *fields = json.loads(line)

@@ -434,6 +434,35 @@ def test_more_than_can_be_written_down_is_told(names, monkeypatch):
         SEMAPHORE.remove(name)
 
 
+def test_file_of_the_children_that_the_block_removes(names, recwarn):
+    """What this process leaves is told all the same, and that children are not heard."""
+    made = [names(), names()]
+    with leaking() as report:
+        make(SEMAPHORE, made[0])
+        os.unlink(_trace._active[-1].path)
+        run_child("fork", make, SEMAPHORE, made[1])
+        make(SHARED_MEMORY, made[1])
+    assert [left.kind for left in report.objects] == ["semaphore", "shared_memory"]
+    assert report.incomplete
+    assert "removed the file" in str(recwarn.pop(RuntimeWarning).message)
+    with leak_check() as report:
+        os.unlink(_trace._active[-1].path)
+    assert not report
+    assert report.incomplete
+    assert recwarn.pop(RuntimeWarning).filename == __file__
+    for kind, name in ((SEMAPHORE, made[0]), (SEMAPHORE, made[1]), (SHARED_MEMORY, made[1])):
+        kind.remove(name)
+
+
+@pytest.mark.filterwarnings("error")
+def test_exception_of_a_block_that_removes_the_file():
+    with pytest.raises(KeyError), leak_check():
+        os.unlink(_trace._active[-1].path)
+        raise KeyError
+    with pytest.raises(RuntimeWarning), leak_check():
+        os.unlink(_trace._active[-1].path)
+
+
 # ---- what the check leaves out ----
 
 

@@ -349,6 +349,24 @@ def test_next(): pass
     result.stdout.no_fnmatch_line("*Failed: left behind*")
 
 
+def test_that_empties_the_temporary_directory(suite, tmp_path, monkeypatch):
+    """It cannot be told what its children leave, and that is said."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code = """
+def test_emptying(name):
+    leaving.make("Semaphore", PREFIX + "test_child")
+    for path in os.scandir(os.environ["TMPDIR"]):
+        if path.name.startswith("posix_ipc-trace-"):
+            os.unlink(path)
+
+def test_next(): pass
+"""
+    result = suite.run(code, "--ipc-leaks=error")
+    result.assert_outcomes(passed=2, errors=1, warnings=1)
+    result.stdout.fnmatch_lines(["semaphore '*", "*RuntimeWarning: leak_check: the block removed the file*"])
+    result.stdout.no_fnmatch_line("*FileNotFoundError*")
+
+
 def test_skipped_test_is_looked_at(suite):
     code = "def test(): os.open('/', os.O_RDONLY); pytest.skip('now')"
     suite.run(code, "--ipc-leaks=error").assert_outcomes(skipped=1, errors=1)
