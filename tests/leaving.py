@@ -19,6 +19,14 @@ def make(kind, name):
     handle.close()
 
 
+def unlink(kind, name):
+    {
+        "Semaphore": posix_ipc.unlink_semaphore,
+        "SharedMemory": posix_ipc.unlink_shared_memory,
+        "MessageQueue": posix_ipc.unlink_message_queue,
+    }[kind](name)
+
+
 def make_all(names):
     for kind, name in zip(OPTIONS, names, strict=True):
         make(kind, name)

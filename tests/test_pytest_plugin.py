@@ -93,16 +93,6 @@ def suite(pytester, monkeypatch):
             kind.remove(suite.prefix + test.replace("[", "-").strip("]"))
 
 
-def assert_told(result, prefix, head):
-    lines = [line.strip() for line in result.outlines]
-    for test, text in LEFT.items():
-        # Neither "[" nor the prefix may mean something to the matcher.
-        result.stdout.fnmatch_lines(
-            [f"*{head.format(test=test.replace('[', '[[]'))}*", f"*{text.format(prefix=prefix)}"]
-        )
-    assert any("handle = getattr(posix_ipc, kind)(name, posix_ipc.O_CREX" in line for line in lines)
-
-
 @pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["alone", "xdist"])
 def test_each_thing_left_is_an_error_of_its_test(suite, processes):
     result = suite.run(LEAVING, "--ipc-leaks=error", *processes)
@@ -393,18 +383,33 @@ def test_fixture(ipc_leak_check, name):
 
 
 def test_foreign_program_is_not_blamed(suite):
-    """Beside the tests it creates and removes as fast as it can, and keeps something all the while."""
+    """Beside the tests it creates and removes all three kinds as fast as it can, and keeps some of each all the while.
+
+    Each test waits until it has gone round once more.
+    """
     code = f"""
-import os
+import os, sys, threading
 import leaving
 import posix_ipc
 prefix = {suite.prefix!r} + str(os.getpid())
-leaving.make("Semaphore", prefix)
-for number in range(500):
-    leaving.make_and_remove(prefix + "-again")
-print("done", flush=True)
-input()
-posix_ipc.unlink_semaphore(prefix)
+kept = [prefix + kind for kind in leaving.OPTIONS]
+leaving.make_all(kept)
+asked, stopping = threading.Semaphore(0), []
+
+def listen():
+    for line in sys.stdin:
+        asked.release()
+    stopping.append(True)
+
+threading.Thread(target=listen).start()
+while not stopping:
+    for kind in leaving.OPTIONS:
+        leaving.make(kind, prefix)
+        leaving.unlink(kind, prefix)
+    if asked.acquire(blocking=False):
+        print("went on", flush=True)
+for kind, name in zip(leaving.OPTIONS, kept):
+    leaving.unlink(kind, name)
 """
     result = suite.run(
         f"""
@@ -412,21 +417,41 @@ posix_ipc.unlink_semaphore(prefix)
 def program():
     with subprocess.Popen([sys.executable, "-c", {code!r}], stdin=-1, stdout=-1, text=True) as child:
         yield child
-        child.communicate("\\n")
+        child.communicate()
 
 @pytest.mark.parametrize("number", range(50))
 def test_beside(program, number, name):
-    leaving.make_and_remove(name)
-
-def test_after(program):
-    assert program.stdout.readline() == "done\\n"
+    for kind in leaving.OPTIONS:
+        leaving.make(kind, name)
+        leaving.unlink(kind, name)
+    print(file=program.stdin, flush=True)
+    assert program.stdout.readline() == "went on\\n"
 """,
         "--ipc-leaks=error",
         "-n",
         "2",
     )
-    result.assert_outcomes(passed=51)
+    result.assert_outcomes(passed=50)
 
 
 def test_plugin_that_is_off_imports_little():
     run_python("import sys, posix_ipc.pytest_plugin; assert not {'multiprocessing', 'psutil'} & set(sys.modules)")
+
+
+@pytest.mark.parametrize("options", [(), ("--ipc-leaks=off",)], ids=["by default", "on request"])
+def test_run_with_the_plugin_off_imports_no_check(pytester, options):
+    """Nor does it hear of anything: a run costs what it costs without the plugin."""
+    pytester.makepyfile("""
+import sys
+import posix_ipc
+
+def test():
+    heavy = {"psutil", "multiprocessing", "posix_ipc._leak_check", "posix_ipc._pytest_checks", "posix_ipc._trace"}
+    assert not heavy & set(sys.modules)
+
+def test_plugin_is_there(pytestconfig):
+    plugins = pytestconfig.pluginmanager
+    assert plugins.get_plugin("posix_ipc").__name__ == "posix_ipc.pytest_plugin"
+    assert not plugins.has_plugin("posix_ipc-checks")
+""")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", *options).assert_outcomes(passed=2)
