@@ -4,6 +4,7 @@ The scene has its own /dev/shm, queues, processes and names of users, so that th
 machine. Needs util-linux, rights for namespaces, and rich (the extra `cli`).
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -81,21 +82,31 @@ mkdir /dev/shm
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 echo 'alice:x:0:0::/:/bin/sh' > "$1/passwd"
 mount --bind "$1/passwd" /etc/passwd
-exec "$2" "$3" "$1"
+shift
+exec "$@"
 """
 
 
 def main():
-    if len(sys.argv) == 2:
-        draw(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Draw the terminal pictures of command-line.md.")
+    parser.add_argument("--to", metavar="DIRECTORY", type=Path, default=DOCS / "pictures")
+    parser.add_argument(
+        "--age", metavar="SECONDS", type=float, default=5, help="of the scene; or all ages would be 0 s"
+    )
+    parser.add_argument("--scene", type=Path, help=argparse.SUPPRESS)  # in the namespaces
+    options = parser.parse_args()
+    if options.scene:
+        draw(options)
         return
     with tempfile.TemporaryDirectory() as scene:
         namespaces = ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-m", "-i", "-u", "-p", "-f", "--mount-proc"]
-        subprocess.run([*namespaces, "sh", "-c", ENTER, "sh", scene, sys.executable, __file__], check=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--scene", scene]
+        subprocess.run([*namespaces, "sh", "-c", ENTER, "sh", scene, *command], check=True)
 
 
-def draw(scene):
+def draw(options):
     """In the namespaces."""
+    scene = options.scene
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(started(scene, "train.py", LIVE_TREE))
         stack.enter_context(started(scene, "recorder.py", PLAIN))
@@ -104,9 +115,9 @@ def draw(scene):
             # As when a container is killed, nobody is left to clean up; the other tree's tracker would do it, too.
             kill_tracker(training)
             kill_tracker(evaluation)
-        time.sleep(5)  # or all ages would be 0 s
+        time.sleep(options.age)
         for name, arguments in PICTURES.items():
-            (DOCS / "pictures" / f"{name}.svg").write_text(picture(arguments))
+            (options.to / f"{name}.svg").write_text(picture(arguments))
 
 
 @contextlib.contextmanager
