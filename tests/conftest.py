@@ -18,6 +18,16 @@ def pytest_runtest_setup(item):
     support.names_handed_out.clear()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test marked `private` proves by itself what it says: no neighbour's sweep removes what it should not find."""
+    if pyfuncitem.get_closest_marker("private") is None:
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    support.run_apart_if_allowed(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+    return True
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """When all is over, remove what is left of the names this test got, and fail the test for it.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import KINDS, PACKAGE_PARENT, SMALL_QUEUE, TESTS, private_ipc, run_function, wait_until
+from support import KINDS, PACKAGE_PARENT, SMALL_QUEUE, TESTS, wait_until
 
 if sys.platform != "linux":
     pytest.skip("tracking is for Linux", allow_module_level=True)
@@ -63,20 +63,28 @@ class Tree:
         )
         line = self._process.stdout.readline()
         if not line:
-            raise AssertionError(f"the tree did not grow:\n{self._read_stderr()}")
+            raise AssertionError(f"the tree did not grow:\n{self.stderr()}")
         state = json.loads(line)
         self.root = state["root"]
         self.token = state["token"]
         self.own_objects = [tuple(each) for each in state["objects"]]
+        self.passed = self.own_objects[3:6]
+        """What its workers have too; the three before are its own alone, the three after them are in flight."""
+        self._semaphores = [("Semaphore", name) for name in state["semaphores"]]
         self.workers = {
             int(pid): {what: [tuple(each) for each in objects] for what, objects in made.items()}
             for pid, made in state["workers"].items()
         }
+        """What each made: "private", "given" to the root, and "shared", which is in flight."""
+        self._workers = [psutil.Process(pid) for pid in self.workers]
+
+    def objects_of(self, *pids):
+        """All that some workers made."""
+        return [each for pid in pids for objects in self.workers[pid].values() for each in objects]
 
     @property
     def objects(self):
-        made = [made[what] for made in self.workers.values() for what in ("private", "shared")]
-        return [*self.own_objects, *(each for objects in made for each in objects)]
+        return [*self.own_objects, *self.objects_of(*self.workers)]
 
     def __enter__(self):
         return self
@@ -88,12 +96,12 @@ class Tree:
             _kill(pid, signal.SIGKILL)
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             stream.close()
-        for kind, name in self.objects:
+        for kind, name in [*self.objects, *self._semaphores]:
             BY_NAME[kind].remove(name)
 
-    def ask(self, how):
-        """Have the root end by itself."""
-        self._process.stdin.write(f"{how}\n")
+    def ask(self, line):
+        """Have the root do something (tree.py)."""
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
 
     def create(self):
@@ -121,16 +129,22 @@ class Tree:
             _kill(pid, number)
 
     def wait(self):
-        """Wait for the root to end; what it said on stderr."""
+        """Wait for the root to end."""
         self._process.wait(30)
-        return self._read_stderr()
 
-    def _read_stderr(self):
+    def wait_for_workers(self):
+        """Wait for all of them to end, by themselves or as they were told."""
+        for worker in self._workers:
+            wait_until(lambda worker=worker: has_ended(worker))
+
+    def stderr(self):
+        """What all of its processes have said on stderr."""
         self._stderr.seek(0)
         return self._stderr.read()
 
 
 def has_ended(process):
+    """Also if nobody has waited for it yet."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -182,15 +196,14 @@ def die_after(function, *args):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def run_privately(function, *args):
-    """run_function() with a /dev/shm and queues of its own."""
-    if private_ipc() is None:
-        pytest.skip("needs namespaces of its own: unshare -rmi")
-    return run_function(function, *args, prefix=private_ipc())
-
-
 def wait_until_gone(objects, timeout=30):
     """Wait until none of the names is left; the seconds it took."""
     started = time.monotonic()
     wait_until(lambda: not existing(objects), timeout)
     return time.monotonic() - started
+
+
+def assert_all_is_over(tree):
+    """The tracker and its files go too, once nothing is owed."""
+    wait_until(lambda: not journal_files(tree.token))
+    wait_until(lambda: not trackers(tree.token))

@@ -219,7 +219,8 @@ def skip(reason):
 def run_forked(function, *args, timeout=60, **options):
     """Call a function in a forked child, which has one thread; dying and an exception fail the calling test.
 
-    Much quicker than a new interpreter. The child ends without running the finalizers it got from the parent.
+    Much quicker than a new interpreter. The child ends without running the finalizers it got from the parent; if it
+    skips, so does the calling test.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -229,6 +230,8 @@ def run_forked(function, *args, timeout=60, **options):
             signal.alarm(timeout)
             function(*args, **options)
             report = "passed"
+        except pytest.skip.Exception as reason:
+            report = f"skipped{reason}"
         except BaseException:
             report = traceback.format_exc()
         finally:
@@ -239,6 +242,8 @@ def run_forked(function, *args, timeout=60, **options):
     with open(reader) as pipe:
         report = pipe.read()
     check_status(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "", report)
+    if report.startswith("skipped"):
+        pytest.skip(report.removeprefix("skipped"))
     if report != "passed":
         raise AssertionError(report or "the child ended before the function did")
 
@@ -271,10 +276,13 @@ def private_host():
 
 
 def run_privately(function, *args):
-    """Run a function of a test file as run_function does, behind private_host; skip the test where that is barred."""
+    """Run a function of a test file as run_function does, behind private_host; skip the test where that is barred.
+
+    A test that may as well run among the others, where it must, is marked `private` instead.
+    """
     prefix = private_host()
     if prefix is None:
-        pytest.skip("no right to unshare")
+        pytest.skip("needs namespaces of its own: unshare -rmipf")
     return run_function(function, *args, prefix=prefix)
 
 
@@ -521,7 +529,7 @@ class Waiter(threading.Thread):
 
 # ---- namespaces ----
 
-CLONE_NEWNS, CLONE_NEWIPC = 0x00020000, 0x08000000
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
 MS_RDONLY, MS_REMOUNT = 1, 32
 _MS_REC, _MS_PRIVATE = 16384, 1 << 18
 
@@ -532,20 +540,44 @@ def _checked(result, call):
         raise OSError(number, f"{call}: {os.strerror(number)}")
 
 
+def _unshare(flags):
+    """Leave the namespaces of all others; OSError where that is barred."""
+    library = ctypes.CDLL(None, use_errno=True)
+    private = _MS_REC | _MS_PRIVATE
+    _checked(library.unshare(flags), "unshare")
+    # Nothing that is mounted from here on may reach the others. After a chroot "/" is not always a mount point.
+    if flags & CLONE_NEWNS and library.mount(None, b"/", None, private, None) < 0:
+        _checked(library.mount(None, b"/dev/shm", None, private, None), "mount")
+
+
 def enter_new_namespaces(flags):
     """In a child of run_function: leave the mounts (CLONE_NEWNS) or the queues (CLONE_NEWIPC) of all others.
 
     The test is skipped where that is not allowed.
     """
-    library = ctypes.CDLL(None, use_errno=True)
-    private = _MS_REC | _MS_PRIVATE
     try:
-        _checked(library.unshare(flags), "unshare")
-        # Nothing that is mounted from here on may reach the others. After a chroot "/" is not always a mount point.
-        if flags & CLONE_NEWNS and library.mount(None, b"/", None, private, None) < 0:
-            _checked(library.mount(None, b"/dev/shm", None, private, None), "mount")
+        _unshare(flags)
     except OSError as error:
         skip(error)
+
+
+def run_apart_if_allowed(function, **options):
+    """Call a function as run_forked does, with a /dev/shm and queues of its own; where that is barred, just call it."""
+    if private_ipc() is None:
+        function(**options)
+    else:
+        run_forked(_call_apart, function, options)
+
+
+def _call_apart(function, options):
+    user = os.geteuid()
+    if user == 0:
+        _unshare(CLONE_NEWNS | CLONE_NEWIPC)
+    else:  # in a user namespace one may; who executes a program there is an ordinary user again
+        _unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWIPC)
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    mount_shm("size=16m")
+    function(**options)
 
 
 def mount_shm(options="", flags=0):

@@ -14,19 +14,9 @@ import pickle
 import time
 
 import pytest
-from lifetime import (
-    BY_NAME,
-    DIRECTORY,
-    OPTIONS,
-    belong_to_a_new_tree,
-    has_ended,
-    make,
-    pretend_tracker,
-    run_privately,
-    trackers,
-)
+from lifetime import BY_NAME, DIRECTORY, OPTIONS, belong_to_a_new_tree, has_ended, make, pretend_tracker, trackers
 from stepping import Stepped, is_allowed
-from support import run_forked, wait_until
+from support import run_forked, run_privately, wait_until
 
 import posix_ipc
 from posix_ipc import _journal, _reaper, mp_integration

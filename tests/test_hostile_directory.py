@@ -11,22 +11,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from lifetime import (
-    BY_NAME,
-    DIRECTORY,
-    OPTIONS,
-    belong_to_a_new_tree,
-    die_after,
-    existing,
-    make,
-    run_privately,
-)
-from support import (
-    NOBODY,
-    become_nobody,
-    run_forked,
-    skip,
-)
+from lifetime import BY_NAME, DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make
+from support import NOBODY, become_nobody, run_forked, run_privately, skip
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _reaper

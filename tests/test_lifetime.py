@@ -1,4 +1,4 @@
-"""How tracked objects end: G1 to G5 and G10 of docs/design.md, with real processes and real signals."""
+"""How tracked objects end: what of G1 to G5 and G10 is not in test_kill_matrix.py, with real processes and signals."""
 
 import errno
 import fcntl
@@ -10,77 +10,26 @@ import sys
 
 import psutil
 import pytest
-from lifetime import DIRECTORY, Tree, existing, journal_files, trackers, wait_until_gone
+from lifetime import DIRECTORY, Tree, assert_all_is_over, existing, trackers, wait_until_gone
 from support import run_python, unique_name, wait_until
 
 from posix_ipc import _reaper
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux"), pytest.mark.private]
 
 each_method = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL]
 
 
-@pytest.fixture
-def tree(method):
+@each_method
+def test_g3_everything_is_killed_and_the_command_sweeps(method):
     with Tree(method) as tree:
-        yield tree
-
-
-def assert_all_is_over(tree):
-    """The tracker and its files go too, once nothing is owed."""
-    wait_until(lambda: not journal_files(tree.token))
-    wait_until(lambda: not trackers(tree.token))
-
-
-@each_method
-@pytest.mark.parametrize("how", ["exit", "exception", "os._exit"])
-def test_g1_root_ends_by_itself(tree, how):
-    tree.ask(how)
-    stderr = tree.wait()
-    tree.kill_workers()  # after os._exit nobody has told them, and what they lease lives with them
-    wait_until_gone(tree.objects)
-    assert ("RuntimeError" in stderr) == (how == "exception")
-    assert "posix_ipc" not in stderr
-    assert "leaked" not in stderr
-    assert_all_is_over(tree)
-
-
-@each_method
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("whom", ["root", "group"])
-def test_g2_root_or_group_is_killed(tree, whom, number):
-    tree.kill_root(number) if whom == "root" else tree.kill_group(number)
-    tree.wait()
-    tree.kill_workers()
-    wait_until_gone(tree.objects)
-    assert_all_is_over(tree)
-
-
-@each_method
-def test_g3_everything_is_killed_and_the_next_creation_sweeps(tree):
-    tree.kill_trackers()
-    tree.kill_group(signal.SIGKILL)
-    tree.wait()
-    tree.kill_workers()
-    run_python("from posix_ipc.mp_integration import Semaphore; Semaphore()")
-    wait_until_gone(tree.objects)
-
-
-@each_method
-def test_g3_everything_is_killed_and_the_command_sweeps(tree):
-    tree.kill_trackers()
-    tree.kill_group(signal.SIGKILL)
-    tree.wait()
-    tree.kill_workers()
-    subprocess.run([sys.executable, "-m", "posix_ipc", "reap", "--yes"], check=True, stdout=subprocess.DEVNULL)
-    # Another sweep may have been under way and have seen the lease of a worker that was dying.
-    wait_until(
-        lambda: (
-            subprocess.run([sys.executable, "-m", "posix_ipc", "reap", "--yes"], stdout=subprocess.DEVNULL)
-            and not existing(tree.objects)
-        )
-    )
+        tree.kill_trackers()
+        tree.kill_group(signal.SIGKILL)
+        tree.wait()
+        tree.kill_workers()
+        tree.wait_for_workers()
+        subprocess.run([sys.executable, "-m", "posix_ipc", "reap", "--yes"], check=True, stdout=subprocess.DEVNULL)
+        wait_until_gone(tree.objects)
 
 
 def test_g3_a_process_that_is_stopped_in_a_sweep_does_not_keep_others_from_sweeping():
@@ -100,27 +49,19 @@ def test_g3_a_process_that_is_stopped_in_a_sweep_does_not_keep_others_from_sweep
 
 
 @each_method
-def test_g4_worker_is_killed_while_its_root_lives(tree):
-    victim, survivor = tree.workers
-    os.kill(victim, signal.SIGKILL)
-    wait_until_gone(tree.workers[victim]["private"])
-    kept = [*tree.own_objects, *tree.workers[victim]["shared"], *tree.workers[survivor]["private"]]
-    assert existing(kept) == kept  # what is in flight stays as long as the root lives (G5)
-
-
-@each_method
-def test_g10_tracker_is_killed_and_replaced(tree):
+def test_g10_tracker_is_killed_and_replaced(method):
     """The next creation in the tree starts another, which knows all that the first one knew."""
-    killed = trackers(tree.token)
-    tree.kill_trackers()
-    tree.create()
-    wait_until(lambda: trackers(tree.token))
-    assert not set(trackers(tree.token)) & set(killed)
-    tree.kill_group(signal.SIGKILL)
-    tree.wait()
-    tree.kill_workers()
-    wait_until_gone(tree.objects)
-    assert_all_is_over(tree)
+    with Tree(method) as tree:
+        killed = trackers(tree.token)
+        tree.kill_trackers()
+        tree.create()
+        wait_until(lambda: trackers(tree.token))
+        assert not set(trackers(tree.token)) & set(killed)
+        tree.kill_group(signal.SIGKILL)
+        tree.wait()
+        tree.kill_workers()
+        wait_until_gone(tree.objects)
+        assert_all_is_over(tree)
 
 
 LEAVE_A_LEASE = """
@@ -183,7 +124,7 @@ def test_g5_a_sweep_that_cannot_tell_who_lives_removes_nothing(role):
         os.kill(victim, signal.SIGKILL)
         if role == "root":  # else the proxy says it too
             proxy.unlink()
-        in_flight = [*tree.own_objects[:1], *tree.workers[victim]["shared"]]
+        in_flight = [*tree.own_objects[6:], *tree.workers[victim]["shared"]]
         prefix = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(DIRECTORY / f"{tree.token}.{role}")]
         inject = ["-e", "trace=openat", "-e", "inject=openat:error=ENFILE"]
         code = "from posix_ipc import _reaper\ntry: _reaper.reap()\nexcept OSError as error: print(error.errno)"
@@ -241,26 +182,26 @@ def test_g12_journals_are_closed_while_threads_create():
 
 
 @each_method
-def test_g5_what_another_program_leases_lives_until_it_is_free(tree):
-    names = [name for _, name in tree.own_objects[3:]]
-    foreign = (
-        "import sys; from posix_ipc.mp_integration import *\n"
-        "held = [cls.attach(name) for cls, name in zip((SharedMemory, Semaphore, MessageQueue), sys.argv[1:])]\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", foreign, *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "ready\n"
-        tree.kill_group(signal.SIGKILL)
-        tree.wait()
-        tree.kill_workers()
-        leased = tree.own_objects[3:]
-        wait_until_gone([each for each in tree.objects if each not in leased])
-        assert existing(leased) == leased
-        other.communicate("\n", timeout=30)
-    wait_until_gone(leased)
-    assert_all_is_over(tree)
+def test_g5_what_another_program_leases_lives_until_it_is_free(method):
+    with Tree(method) as tree:
+        names = [name for _, name in tree.passed]
+        foreign = (
+            "import sys; from posix_ipc.mp_integration import *\n"
+            "held = [cls.attach(name) for cls, name in zip((SharedMemory, Semaphore, MessageQueue), sys.argv[1:])]\n"
+            "print('ready', flush=True); sys.stdin.readline()\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", foreign, *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
+            assert other.stdout.readline() == "ready\n"
+            tree.kill_group(signal.SIGKILL)
+            tree.wait()
+            tree.kill_workers()
+            wait_until_gone([each for each in tree.objects if each not in tree.passed])
+            assert existing(tree.passed) == tree.passed
+            other.communicate("\n", timeout=30)
+        wait_until_gone(tree.passed)
+        assert_all_is_over(tree)
 
 
 LET_A_WORKER_CREATE = """
@@ -336,16 +277,3 @@ def test_g5_a_pickle_in_flight_outlives_both_its_maker_and_the_creator(tracker):
             assert other.communicate("\n", timeout=30)[0] == f"{name}\n"
     _reaper.reap()
     wait_until_gone(left)
-
-
-@each_method
-def test_g5_an_attacher_that_is_killed_takes_nothing_with_it(tree):
-    names = [name for _, name in tree.own_objects[3:]]
-    run_python(
-        "import os, sys; from posix_ipc.mp_integration import *\n"
-        "held = [cls.attach(name) for cls, name in zip((SharedMemory, Semaphore, MessageQueue), sys.argv[1:])]\n"
-        "os.kill(os.getpid(), 9)\n",
-        *names,
-        check=False,
-    )
-    assert existing(tree.objects) == tree.objects

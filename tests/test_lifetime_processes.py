@@ -13,22 +13,12 @@ import sys
 
 import psutil
 import pytest
-from lifetime import (
-    BY_NAME,
-    OPTIONS,
-    die_after,
-    existing,
-    journal_files,
-    make,
-    run_privately,
-    trackers,
-    wait_until_gone,
-)
-from support import finish, run_python, start_python, wait_until
+from lifetime import BY_NAME, OPTIONS, die_after, existing, journal_files, make, trackers, wait_until_gone
+from support import finish, run_privately, run_python, start_python, wait_until
 
 from posix_ipc import _reaper
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.private]
 
 KINDS = list(OPTIONS)
 
@@ -49,9 +39,9 @@ def wait():
 
 
 @contextlib.contextmanager
-def program(code):
+def program(code, *args):
     """A program that runs, and what it told; its objects are removed in the end."""
-    with start_python(PRELUDE + code) as process:
+    with start_python(PRELUDE + code, *args) as process:
         told = listen(process)
         try:
             yield process, told
@@ -330,6 +320,35 @@ if __name__ == "__main__":
 def are_swept(objects):
     _reaper.reap()
     return not existing(objects)
+
+
+ATTACHED_BY_OTHERS = """
+import lifetime_work as work, subprocess
+if __name__ == "__main__":
+    who, how = sys.argv[1:]
+    made = make()
+    names = [each.name for each in made]
+    for each in made: each.close()  # from here on it is the journal of this process alone that keeps them
+    if who == "another program":
+        code = "import lifetime_work as work, sys; work.attach_and_end(sys.argv[1], sys.argv[2:])"
+        status = subprocess.run([sys.executable, "-c", code, how, *names]).returncode
+    else:
+        process = multiprocessing.get_context(who).Process(target=work.attach_and_end, args=(how, names))
+        process.start(); process.join()
+        status = process.exitcode
+    tell(made, status=status); wait()
+"""
+
+
+@pytest.mark.parametrize("how", ["exits", "exits after closing", "dies"])
+@pytest.mark.parametrize("who", ["another program", "fork", "spawn", "forkserver"])
+def test_g5_who_attached_takes_nothing_with_him(who, how):
+    with program(ATTACHED_BY_OTHERS, who, how) as (process, told):
+        assert told["status"] == (-signal.SIGKILL if how == "dies" else 0)
+        _reaper.reap()
+        assert existing(told["objects"]) == told["objects"]
+        end_well(process)
+        wait_until_gone(told["objects"])
 
 
 def test_g2_nested_children():

@@ -24,11 +24,10 @@ from lifetime import (
     existing,
     make,
     pretend_tracker,
-    run_privately,
     wait_until_gone,
 )
 from stepping import Stepped, is_allowed
-from support import CLONE_NEWIPC, run_forked
+from support import CLONE_NEWIPC, run_forked, run_privately
 
 import posix_ipc
 from posix_ipc import _journal, _reaper
@@ -65,7 +64,7 @@ def test_g1_workers_that_outlive_their_root_keep_what_they_lease():
         tree.kill_root(signal.SIGKILL)
         tree.wait()
         _reaper.reap()
-        passed = tree.own_objects[3:]
+        passed = tree.passed
         assert existing(passed) == passed
         tree.kill_workers()
         wait_until_gone(tree.objects)

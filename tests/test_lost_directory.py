@@ -12,9 +12,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from lifetime import DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make, run_privately
+from lifetime import DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make
 from stepping import Stepped, is_allowed
-from support import NOBODY, mount_shm, open_fds, skip, wait_until
+from support import NOBODY, mount_shm, open_fds, run_privately, skip, wait_until
 
 from posix_ipc import _journal, _reaper
 

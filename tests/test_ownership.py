@@ -8,8 +8,8 @@ import signal
 import sys
 
 import pytest
-from lifetime import BY_NAME, belong_to_a_new_tree, die_after, existing, make, run_privately
-from support import KINDS, skip
+from lifetime import BY_NAME, belong_to_a_new_tree, die_after, existing, make
+from support import KINDS, run_privately, skip
 
 from posix_ipc import ExistentialError, _journal, _reaper, unlink_message_queue
 from posix_ipc.mp_integration import Semaphore, SharedMemory, track, untrack
@@ -235,5 +235,5 @@ def use_another_effective_user():
 
 
 def test_each_effective_user_has_journals_of_its_own():
-    with pytest.raises(AssertionError, match="SIGKILL"):
+    with pytest.raises(AssertionError, match=f"status {128 + signal.SIGKILL}"):
         run_privately(use_another_effective_user)

@@ -11,8 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, run_privately, trackers
-from support import KINDS, NOBODY, become_nobody, run_function, run_python, start_python, wait_until, wait_until_ready
+from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, trackers
+from support import (
+    KINDS,
+    NOBODY,
+    become_nobody,
+    run_function,
+    run_privately,
+    run_python,
+    start_python,
+    wait_until,
+    wait_until_ready,
+)
 
 import posix_ipc
 from posix_ipc import _ext, _journal, _owners, _reaper

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from lifetime import die_after, existing, make, run_privately, trackers
-from support import become_nobody, start_python, wait_until, wait_until_ready
+from lifetime import die_after, existing, make, trackers
+from support import become_nobody, run_privately, start_python, wait_until, wait_until_ready
 
 from posix_ipc import _ext, _journal, _owners, _reaper, _tracker
 from posix_ipc.mp_integration import Semaphore, SharedMemory, reap

@@ -1,8 +1,13 @@
 """A tree of processes to be killed: run as a program, steered by lifetime.py.
 
-Usage: tree.py METHOD WORKERS. The root makes objects of the three families, keeps one of them to itself, passes the
-others to workers, which make their own and share one. It prints what exists as JSON, one line, and then does what a
-line on its standard input says.
+Usage: tree.py METHOD WORKERS. The root makes objects of the three families: some for itself, some that it passes to its
+workers, some that stay in a queue, pickled and never unpickled. So do the workers. It prints what exists as JSON, one
+line, and then does what each line on its standard input says:
+
+    create              make one more of each
+    root HOW            end, as `end` has it
+    worker PID HOW      let a worker end so
+    group HOW           let all end so, at the same time
 """
 
 import json
@@ -10,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 
 from posix_ipc.mp_integration import MessageQueue, Semaphore, SharedMemory
 
@@ -20,57 +26,72 @@ def one_of_each():
     return SharedMemory(size=64), Semaphore(initial_value=1), MessageQueue(**SMALL_QUEUE)
 
 
-def identify(handle):
-    return handle._plain.__name__, handle.name
+def identify(handles):
+    return [(handle._plain.__name__, handle.name) for handle in handles]
 
 
-def work(passed, results, in_flight):
-    """Make objects nobody else hears of, and one of each that is pickled and never unpickled."""
-    private, shared = one_of_each(), one_of_each()
-    for handle in shared:
-        in_flight.send(handle)
-    results.send((os.getpid(), [identify(handle) for handle in private], [identify(handle) for handle in shared]))
+def work(passed, link, queue):
+    """Make objects nobody else hears of, some that the root gets, and some that are in flight."""
+    private, given, in_flight = one_of_each(), one_of_each(), one_of_each()
+    queue.put(in_flight)
+    queue.close()
+    queue.join_thread()  # pickled, and in the pipe
     with passed[1]:
         passed[0].buf[0] = 1
-    threading.Event().wait()
+    link.send((given, {"private": identify(private), "given": identify(given), "shared": identify(in_flight)}))
+    try:
+        end(link.recv())
+    except EOFError:  # the root has gone, and this is where a worker stays
+        threading.Event().wait()
 
 
 def main():
     method, workers = sys.argv[1], int(sys.argv[2])
     context = multiprocessing.get_context(method)
-    private, passed = one_of_each(), one_of_each()
-    # Pipes, for multiprocessing's queues have semaphores of its own, which it loses when everything is killed.
-    _, in_flight = pipe = context.Pipe(duplex=False)
-    for handle in private[:1]:
-        in_flight.send(handle)  # pickled, and nobody unpickles it
-    reports = []
+    private, passed, in_flight = one_of_each(), one_of_each(), one_of_each()
+    queue = context.Queue()
+    queue.put(in_flight)
+    while queue.empty():  # until it is pickled
+        time.sleep(0.001)
+    links = {}
     for _ in range(workers):
-        reader, writer = context.Pipe(duplex=False)
-        context.Process(target=work, args=(passed, writer, in_flight), daemon=True).start()
-        reports.append(reader.recv())
+        link, theirs = context.Pipe()
+        process = context.Process(target=work, args=(passed, theirs, queue), daemon=True)
+        process.start()
+        links[process.pid] = link
+    given, made = [], {}
+    for pid, link in links.items():
+        handles, made[pid] = link.recv()
+        given += handles
     state = {
         "root": os.getpid(),
-        "workers": {pid: {"private": private_, "shared": shared} for pid, private_, shared in reports},
-        "objects": [identify(handle) for handle in (*private, *passed)],
+        "workers": made,
+        "objects": [*identify(private), *identify(passed), *identify(in_flight)],
         "token": multiprocessing.current_process()._config["posix_ipc_token"],
+        # Of multiprocessing, which loses them when its tracker is killed. Under fork they have no name.
+        "semaphores": list(filter(None, (each._semlock.name for each in (queue._rlock, queue._wlock, queue._sem)))),
     }
     print(json.dumps(state), flush=True)
     for line in sys.stdin:
-        if line.strip() != "create":
-            break
-        private += one_of_each()
-        print(json.dumps([identify(handle) for handle in private[-3:]]), flush=True)
-    end(line.strip(), pipe)
+        what, *arguments = line.split()
+        if what == "create":
+            private += one_of_each()
+            print(json.dumps(identify(private[-3:])), flush=True)
+        elif what == "worker":
+            links[int(arguments[0])].send(arguments[1])
+        elif what == "group":
+            for link in links.values():
+                link.send(arguments[0])
+            end(arguments[0])
+        else:
+            end(arguments[0])
 
 
-def end(how, pipe):
-    """`pipe` is kept until here: it holds what is in flight."""
+def end(how):
     if how == "exception":
         raise RuntimeError("as asked")
     if how == "os._exit":
         os._exit(0)
-    if how == "wait":
-        threading.Event().wait()
     sys.exit(0)
 
 
