@@ -105,6 +105,13 @@ def command(pid: int) -> str:
     return ""
 
 
+def state(pid: int) -> str:
+    """The letter of the kernel for what a process does, such as T for stopped and Z for ended; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
 HELPERS = {
     "posix_ipc tracker": "tracker",
     "multiprocessing.resource_tracker": "resource tracker",
