@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 from posix_ipc import mp_integration
 
-from . import inventory, peers, stress_ng, tracking
+from . import inventory, peers, stress_ng, trackers, tracking
 from .measure import Runner, Timing, interleave, statement
 
 Contest = Mapping[str, Runner]
@@ -183,6 +183,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "P14": tracking.p14_tracker,
     "exit": tracking.exit_delay,
     "stress-ng": stress_ng.run,
+    "trackers": trackers.run,
 }
 """Goals without peers, which print their own report."""
 

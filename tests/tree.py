@@ -13,6 +13,7 @@ line, and then does what each line on its standard input says:
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,9 @@ def work(passed, link, queue):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     method, workers = sys.argv[1], int(sys.argv[2])
     context = multiprocessing.get_context(method)
     private, passed, in_flight = one_of_each(), one_of_each(), one_of_each()
