@@ -248,32 +248,36 @@ tell(made + builtins.kept + [handle for cycle in cycles for handle in cycle.hand
 # ---- company of multiprocessing ----
 
 
-def test_g5_what_a_worker_shared_outlives_it_until_its_root_unpickles():
+each_method = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+WORK = """
+import lifetime_work as work
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+"""
+
+
+@each_method
+def test_g5_what_a_worker_shared_outlives_it_until_its_root_unpickles(method):
     """The worker is gone, a sweep has passed, and the bytes still are in the pipe, or in the parent's hands."""
     code = """
-from posix_ipc.mp_integration import reap
-def work(_):
-    handles = make()
-    return pickle.dumps(handles), [handle.name for handle in handles], os.getpid()
-if __name__ == "__main__":
-    context = multiprocessing.get_context("fork")
+    from posix_ipc.mp_integration import reap
     with context.Pool(2, maxtasksperchild=1) as pool:
-        results = pool.map(work, range(4), chunksize=1)
+        results = pool.map(work.pickle_new, range(4), chunksize=1)
     pool.join()
-    assert len({pid for _, _, pid in results}) == 4
+    assert len({pid for _, _, pid, _ in results}) == 4
     removed = {each.name for each in reap()}
-    assert not removed & {name for _, names, _ in results for name in names}
+    assert not removed & {name for _, names, _, _ in results for name in names}
     queue = context.Queue()
-    child = context.Process(target=lambda: queue.put(make()))
+    child = context.Process(target=work.put_new, args=(queue,))
     child.start()
     child.join()
     reap()
-    handles = queue.get(timeout=30) + [handle for pickled, _, _ in results for handle in pickle.loads(pickled)]
+    handles = queue.get(timeout=30) + [handle for pickled, *_ in results for handle in pickle.loads(pickled)]
     handles[1].buf[:4] = b"used"
     tell(handles); wait()
-    os.kill(os.getpid(), 9)
+    work.die()
 """
-    with program(code) as (process, told):
+    with program(WORK + code, method) as (process, told):
         assert len(told["objects"]) == 15
         assert existing(told["objects"]) == told["objects"]
         process.stdin.write("\n")
@@ -281,30 +285,25 @@ if __name__ == "__main__":
         wait_until_gone(told["objects"])
 
 
-def test_g5_root_that_imports_the_module_only_after_its_pool_was_made():
+@each_method
+def test_g5_root_that_imports_the_module_only_after_its_pool_was_made(method):
     """Its workers create before it has a journal: the tracker says for it that it lives; without one, its pid does."""
     code = """
-def work(_):
-    handles = make()
-    return pickle.dumps(handles), multiprocessing.current_process()._config["posix_ipc_token"]
-def end(_):
-    os.kill(os.getpid(), 9)
-if __name__ == "__main__":
-    pool = multiprocessing.get_context("fork").Pool(1)
+    pool = context.Pool(1)
+    pickled, _, worker, token = pool.apply(work.pickle_new, (0,))
     assert not any(name.startswith("posix_ipc") for name in sys.modules)
-    pickled, token = pool.apply(work, (0,))
-    pool.apply_async(end, (0,))
+    pool.apply_async(work.die, (0,))
+    while worker in [each.pid for each in pool._pool]:  # until it has another
+        time.sleep(0.01)
     print(json.dumps({"objects": [], "token": token}), flush=True)
     wait()
     handles = pickle.loads(pickled)
     assert multiprocessing.current_process()._config["posix_ipc_token"] == token
     tell(handles); wait()
-    os.kill(os.getpid(), 9)
+    work.die()
 """
-    with program(code) as (process, told):
-        token = told["token"]
-        wait_until(lambda: len(psutil.Process(process.pid).children()) == 1)  # the pool has replaced the worker
-        for tracker in trackers(token):
+    with program(WORK + code, method) as (process, told):
+        for tracker in trackers(told["token"]):
             tracker.kill()
         _reaper.reap()
         process.stdin.write("\n")
@@ -351,42 +350,34 @@ def test_g5_who_attached_takes_nothing_with_him(who, how):
         wait_until_gone(told["objects"])
 
 
-def test_g2_nested_children():
+@each_method
+def test_g2_nested_children(method):
     """A grandchild makes, its parents die before the root has received, and the root is killed."""
     code = """
-def grandchild(pipe):
-    pipe.send(make())
-def child(pipe):
-    process = multiprocessing.Process(target=grandchild, args=(pipe,))
-    process.start()
-    process.join()
-    os.kill(os.getpid(), 9)
-if __name__ == "__main__":
-    multiprocessing.set_start_method("fork")
     from posix_ipc.mp_integration import reap
-    reader, writer = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.Process(target=child, args=(writer,))
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=work.let_a_child_send, args=(sys.argv[1], writer))
     process.start()
     process.join()
     reap()
     handles = reader.recv()
     tell(handles); wait()
 """
-    with program(code) as (process, told):
+    with program(WORK + code, method) as (process, told):
         assert existing(told["objects"]) == told["objects"]
         kill(process.pid)
         wait_until_gone(told["objects"])
 
 
-EXECUTORS = {
-    "concurrent.futures": "from concurrent.futures import ProcessPoolExecutor as Executor",
-    "loky": "from loky import ProcessPoolExecutor as Executor",
-}
 USE = """
-import lifetime_work as work
-if __name__ == "__main__":
+    from concurrent.futures import ProcessPoolExecutor
     made = make()
-    with Executor(2) as executor:
+    if sys.argv[2] == "True":
+        import loky
+        executor = loky.ProcessPoolExecutor(2)
+    else:
+        executor = ProcessPoolExecutor(2, mp_context=context)
+    with executor:
         assert list(executor.map(work.use, [made] * 6)) == [1] * 6
         theirs = executor.submit(work.give).result()
     tell(made + theirs); wait()
@@ -394,10 +385,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("end", [end_well, lambda process: kill(process.pid)], ids=["normal end", "SIGKILL"])
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_g2_executors(executor, end):
-    pytest.importorskip(executor)
-    with program(EXECUTORS[executor] + USE) as (process, told):
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver", "loky"])
+def test_g2_executors(method, end):
+    if method == "loky":
+        pytest.importorskip("loky")
+    with program(WORK + USE, "spawn" if method == "loky" else method, method == "loky") as (process, told):
         assert existing(told["objects"]) == told["objects"]
         end(process)
         wait_until_gone(told["objects"])
@@ -417,25 +409,26 @@ tell(made); wait()
 
 
 MANAGER = """
-if __name__ == "__main__":
     made = make()
-    manager = multiprocessing.get_context("fork").Manager()
+    manager = context.Manager()
     held = manager.dict(handles=made)
     assert [each.name for each in held["handles"]] == [each.name for each in made]
     tell(made, server=manager._process.pid); wait()
 """
 
 
-def test_g1_manager():
+@each_method
+def test_g1_manager(method):
     """A server process holds handles, and ends with its root."""
-    with program(MANAGER) as (process, told):
+    with program(WORK + MANAGER, method) as (process, told):
         end_well(process)
         wait_until_gone(told["objects"])
 
 
-def test_g2_manager_that_outlives_its_root():
+@each_method
+def test_g2_manager_that_outlives_its_root(method):
     """Nobody tells it when its root is killed: what it leases lives as long as it does."""
-    with program(MANAGER) as (process, told):
+    with program(WORK + MANAGER, method) as (process, told):
         kill(process.pid)
         process.wait(30)
         try:
