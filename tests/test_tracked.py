@@ -10,6 +10,7 @@ import stat
 import sys
 
 import pytest
+from lifetime import DIRECTORY, die_after, existing, make
 from support import KINDS, SMALL_QUEUE, open_fds, run_python, threads, unique_name, wait_until
 
 import posix_ipc
@@ -187,8 +188,8 @@ def test_pickle_keeps_the_class_and_owns_nothing(handle, cls):
         pickle.dumps(loaded)
 
 
-def test_handles_close_with_their_python_object(handle, cls):
-    """G8: a worker that attaches afresh for each task stays flat."""
+def test_g8_handles_close_with_their_python_object(handle, cls):
+    """A worker that attaches afresh for each task stays flat."""
     before = held_of(handle.name)
     for _ in range(200):
         pickle.loads(pickle.dumps(handle))
@@ -396,16 +397,31 @@ def test_more_objects_than_a_journal_has_slots():
     )
 
 
-def test_names_are_data(cls, kind):
-    """G9."""
+def strange_names():
     base = unique_name()
-    for name in (f"{base}:\n", f"{base}é", os.fsencode(base) + b"\xff", base + "x" * (250 - len(base))):
+    return f"{base}:\n", f"{base}é", os.fsencode(base) + b"\xff", base + "x" * (250 - len(base))
+
+
+def test_g9_any_legal_name_works(cls, kind):
+    for name in strange_names():
         handle = cls(name, O_CREX, **OPTIONS[kind])
         loaded = pickle.loads(pickle.dumps(handle))
         assert loaded.name == handle.name == os.fsdecode(name)
         loaded.close()
         handle.unlink()
         handle.close()
+
+
+@pytest.mark.private
+def test_g9_whatever_their_names_orphans_are_reaped(kind):
+    objects = [(kind, name) for name in strange_names()]
+    for each in objects:
+        die_after(make, *each)
+    assert existing(objects) == objects
+    assert sorted(os.fsencode(each.name) for each in mp_integration.reap()) == sorted(
+        os.fsencode(name) for _, name in objects
+    )
+    assert not existing(objects)
 
 
 def test_a_name_too_long_for_the_record_is_refused_at_once(cls, kind):
@@ -445,11 +461,20 @@ def _umask():
     return mask
 
 
-def test_the_journal_directory_is_private():
+@pytest.mark.private
+def test_g11_the_journals_are_for_their_user_alone():
+    """Whatever the umask: the directory, and in it the files of this process and of its tracker."""
+    os.umask(0)
     with SharedMemory(size=1):
-        status = os.lstat(f"/dev/shm/.posix_ipc-{os.geteuid()}")
-    assert stat.S_ISDIR(status.st_mode)
-    assert stat.S_IMODE(status.st_mode) == 0o700
+        wait_until(lambda: list(DIRECTORY.glob("*.proxy")))
+        status = os.lstat(DIRECTORY)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o700, os.geteuid())
+        assert stat.S_ISDIR(status.st_mode)
+        files = [os.lstat(path) for path in DIRECTORY.iterdir()]
+        assert len(files) >= 3
+        for each in files:
+            assert stat.S_ISREG(each.st_mode)
+            assert (stat.S_IMODE(each.st_mode), each.st_uid) == (0o600, os.geteuid())
 
 
 def test_nothing_is_imported_or_started_for_plain_objects():
