@@ -32,7 +32,7 @@ class Full:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A scenario: a module of stress.scenarios has one as SCENARIO."""
+    """A scenario: a module or package of stress.scenarios has one as SCENARIO."""
 
     number: int
     name: str
