@@ -570,12 +570,14 @@ def run_apart_if_allowed(function, **options):
 
 
 def _call_apart(function, options):
-    user = os.geteuid()
+    user, group = os.geteuid(), os.getegid()
     if user == 0:
         _unshare(CLONE_NEWNS | CLONE_NEWIPC)
     else:  # in a user namespace one may; who executes a program there is an ordinary user again
         _unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWIPC)
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     mount_shm("size=16m")
     function(**options)
 

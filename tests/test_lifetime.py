@@ -15,7 +15,11 @@ from support import run_python, unique_name, wait_until
 
 from posix_ipc import _reaper
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux"), pytest.mark.private]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux"),
+    pytest.mark.slow,
+    pytest.mark.private,
+]
 
 each_method = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 
