@@ -7,6 +7,7 @@ is for. Started with a peer's name, this file is the root of such a tree.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -199,12 +200,9 @@ def run() -> None:
     apart = private_ipc() or []
     running = {}
     for peer in PEERS:
-        if peer == "1.3.2":
-            try:
-                original_directory()
-            except Unavailable as error:
-                print(error)
-                continue
+        if reason := why_not(peer):
+            print(f"left out: {reason}")
+            continue
         command = [*apart, sys.executable, "-m", "benchmarks.trackers", "--tell", peer]
         running[peer] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     columns = {peer: json.loads(process.communicate()[0]) for peer, process in running.items()}
@@ -213,6 +211,17 @@ def run() -> None:
     for number, (whom, how) in enumerate(ENDS):
         cells = [describe(*column[number]) for column in columns.values()]
         print(f"| {TITLES[whom].format(how)} | " + " | ".join(cells) + " |")
+
+
+def why_not(peer: str) -> str:
+    if peer == "loky" and importlib.util.find_spec("loky") is None:
+        return "loky is not installed"
+    if peer == "1.3.2":
+        try:
+            original_directory()
+        except Unavailable as error:
+            return str(error)
+    return ""
 
 
 def describe(left: list[str], said: bool) -> str:
