@@ -172,6 +172,8 @@ tell(closed, child=pid, leased=[(type(each).__name__, each.name) for each in lea
 
 def test_g12_threads_that_create_while_others_fork():
     code = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of 3.12 and later, about just this
 handles, stop = make(), threading.Event()
 def create():
     while not stop.is_set():
