@@ -67,6 +67,11 @@ def objects(*arguments, **options):
     return json.loads(command(*arguments, "--json", **options).stdout)["objects"]
 
 
+def verdict(name):
+    (found,) = objects("why", name)
+    return found["verdict"]
+
+
 # ---- looking ----
 
 

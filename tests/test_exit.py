@@ -8,8 +8,8 @@ import os
 import sys
 
 import pytest
-from lifetime import DIRECTORY, existing, run_privately
-from support import run_python
+from lifetime import DIRECTORY, existing
+from support import run_privately, run_python
 
 from posix_ipc import _journal, _reaper
 

@@ -7,7 +7,8 @@ import sys
 import threading
 
 import pytest
-from lifetime import OPTIONS, run_privately
+from lifetime import OPTIONS
+from support import run_privately
 
 from posix_ipc import O_CREAT, O_CREX, O_TRUNC, _tracker, mp_integration
 from posix_ipc.mp_integration import Semaphore

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import DIRECTORY, OPTIONS, die_after, existing, make, pretend_tracker, run_privately
-from support import SMALL_QUEUE, open_fds
+from lifetime import DIRECTORY, OPTIONS, die_after, existing, make, pretend_tracker
+from support import SMALL_QUEUE, open_fds, run_privately
 
 from posix_ipc import _apart, _helper, _journal, mp_integration
 from posix_ipc.mp_integration import MessageQueue, SharedMemory, reap

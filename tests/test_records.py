@@ -10,9 +10,9 @@ import sys
 import threading
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make, run_privately
+from lifetime import BY_NAME, DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make
 from stepping import Stepped, is_allowed
-from support import run_threads
+from support import run_privately, run_threads
 
 import posix_ipc
 from posix_ipc import BusyError, MessageQueue, _ext, _journal, _owners, _reaper, mp_integration

@@ -9,8 +9,8 @@ import sys
 
 import psutil
 import pytest
-from lifetime import OPTIONS, existing, make, run_privately, trackers
-from support import SMALL_QUEUE, open_fds, run_python, wait_until
+from lifetime import OPTIONS, existing, make, trackers
+from support import SMALL_QUEUE, open_fds, run_privately, run_python, wait_until
 from test_exhaustion import limit, no_address_space_left
 
 from posix_ipc import ExistentialError, _journal, mp_integration

@@ -6,8 +6,8 @@ import signal
 import sys
 
 import pytest
-from lifetime import DIRECTORY, existing, run_privately
-from support import private_ipc, run_function, run_python, start_python, wait_until, wait_until_ready
+from lifetime import DIRECTORY, existing
+from support import private_ipc, run_function, run_privately, run_python, start_python, wait_until, wait_until_ready
 
 from posix_ipc import _journal, _reaper
 
