@@ -4,6 +4,7 @@ import contextlib
 import copy
 import errno
 import gc
+import multiprocessing
 import os
 import pickle
 import stat
@@ -465,11 +466,12 @@ def test_g11_the_journals_are_for_their_user_alone():
     """Whatever the umask: the directory, and in it the files of this process and of its tracker."""
     os.umask(0)
     with SharedMemory(size=1):
-        wait_until(lambda: list(DIRECTORY.glob("*.proxy")))
+        token = multiprocessing.current_process()._config["posix_ipc_token"]
+        wait_until((DIRECTORY / f"{token}.proxy").exists)
         status = os.lstat(DIRECTORY)
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o700, os.geteuid())
         assert stat.S_ISDIR(status.st_mode)
-        files = [os.lstat(path) for path in DIRECTORY.iterdir()]
+        files = [os.lstat(path) for path in DIRECTORY.glob(f"{token}.*")]
         assert len(files) >= 3
         for each in files:
             assert stat.S_ISREG(each.st_mode)
