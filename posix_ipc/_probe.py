@@ -47,7 +47,7 @@ def look(queues: Collection[bytes], entries: Sequence[Entry], live_intents: Coll
     try:
         answers = _helper.ask(answer, questions)
     except OSError as error:
-        return Answers({}, [_owners.UNREADABLE] * len(entries), f"the helper process failed: {error}")
+        return Answers({}, [_owners.UNREADABLE] * len(entries), f"the helper process failed: {error.strerror or error}")
     return Answers(
         {bytes.fromhex(name): look and QueueLook(tuple(look[0]), *look[1:]) for name, look in answers["queues"]},
         answers["outcomes"],
