@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lifetime import die_after, existing, make, trackers
+from lifetime import die_after, existing, has_ended, make, trackers
 from support import become_nobody, run_privately, start_python, wait_until, wait_until_ready
 
 from posix_ipc import _ext, _journal, _owners, _reaper, _tracker
@@ -38,7 +38,7 @@ def start_beside_lookers():
         for _ in range(10):
             (tracker,) = wait_until(lambda: trackers(process.token))
             tracker.kill()
-            wait_until(lambda tracker=tracker: not tracker.is_running() or tracker.status() == "zombie")
+            wait_until(lambda tracker=tracker: has_ended(tracker))
             SharedMemory(size=8).close()
 
 
