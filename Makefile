@@ -66,7 +66,7 @@ test-kill: $(package) ## Prove what survives 2,000 kills, 200 killed groups, swe
 	$(VENV_PYTHON) -m stress pickling kill reaper --full
 
 clean: ## Remove everything made here, .venv included
-	rm -rf $(VENV) build dist *.egg-info .*_cache posix_ipc/*.so
+	rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis posix_ipc/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(venv):
