@@ -48,8 +48,10 @@ test-differential: $(package) $(test-extra) ## Compare 10,000 random sequences o
 test-asan: $(package) $(test-extra) ## Run the suite on the extension built with address and undefined-behaviour sanitizers
 	tools/test-asan
 
-test-pythons: $(package) $(test-extra) ## Run the suite under every supported Python found on this system
-	tools/test-pythons
+# All of it, also what is slow: make test-pythons PYTHONS='--full 3.13t'
+PYTHONS :=
+test-pythons: $(package) $(test-extra) ## Run the quick part of the suite under every supported Python found on this system
+	tools/test-pythons $(PYTHONS)
 
 # Other runs: make stress STRESS='--duration 8h --soak', or .venv/bin/python -m stress --help
 STRESS :=
