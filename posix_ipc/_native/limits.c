@@ -111,6 +111,12 @@ limit_describe(char *text, size_t size, const char *call, int error)
         snprintf(text, size, " (at most %zu bytes)",
                  NAME_MAX - (strncmp(call, "sem_", 4) == 0 ? strlen(SEMAPHORE_FILE_PREFIX) : 0));
         return;
+    case EAGAIN:
+        if (strcmp(call, "pthread_create") == 0) {
+            describe_resource(value, sizeof(value), RLIMIT_NPROC, " processes and threads");
+            snprintf(text, size, " (RLIMIT_NPROC is %s of this user, set with 'ulimit -u' or limits.conf)", value);
+        }
+        return;
     case EOVERFLOW:
         if (strncmp(call, "sem_", 4) != 0) {
             return;

@@ -785,7 +785,8 @@ PyDoc_STRVAR(request_notification_doc,
 "What this process asked for before is replaced. Linux forgets a signal asked for when this process closes any handle on\n"
 "the queue; a callable is asked for again then, or called at once if there are messages, for one of them may have come\n"
 "meanwhile: a callable should be ready to find nothing new. Raises BusyError when another process is the one to be told,\n"
-"ValueError (anything else), OSError (no such signal), ExistentialError (closed), Error (the interpreter is ending).\n\n"
+"ValueError (anything else), OSError (no such signal, or no descriptor or thread left), ExistentialError (closed), Error\n"
+"(the interpreter is ending).\n\n"
 "POSIX.1-2008: mq_notify().");
 
 static PyObject *

@@ -547,7 +547,13 @@ notification_raise(State *state, int error, const char *failed, PyObject *name)
         PyErr_NoMemory();
     }
     else if (strcmp(failed, "pthread_create") == 0) {
-        PyErr_SetString(PyExc_RuntimeError, "mq_notify: cannot start a thread for the callback");
+        char limit[256];
+        limit_describe(limit, sizeof(limit), failed, error);
+        PyObject *message = PyUnicode_FromFormat("mq_notify(%R): cannot start a thread for the callback%s", name, limit);
+        if (message != NULL) {
+            raise_os_error(error, name, message);
+            Py_DECREF(message);
+        }
     }
     else {
         raise_errno(state, error, failed, name, error == EBUSY ? "another process is notified already" : NULL);
