@@ -94,6 +94,7 @@ def held(handles):
 
 
 @pytest.mark.slow
+@pytest.mark.no_sanitizer
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_g8_workers_stay_flat(method):
     """A short form; `make test-kill` does 100,000 tasks, and looks at memory too."""
