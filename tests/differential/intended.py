@@ -215,7 +215,7 @@ def _kept_notification(step, ours, theirs):
 def _signal_0(step, ours, theirs):
     number = arguments(step).get("notification")
     cut_off = isinstance(number, int) and number % (1 << 32) == 0
-    return cut_off and raised(ours, "OSError") and (returned(theirs) or raised(theirs, "OverflowError"))
+    return cut_off and raised(ours, "OSError") and (returned(theirs) or raised(theirs, "OverflowError", "OSError"))
 
 
 def _failed_close_fd(step, ours, theirs):
