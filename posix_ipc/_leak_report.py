@@ -91,7 +91,7 @@ class LeakReport:
     foreign: tuple[str, ...] = ()
     """Files in /dev/shm that others made meanwhile: no leak of the block."""
     incomplete: bool = False
-    """Children created more than could be written down, so that objects of theirs may be missing here."""
+    """Not all that children created could be kept: it was too much, or their file was removed."""
     runs: int = 1
     """How often the function ran; this is about the last time."""
 
@@ -111,7 +111,7 @@ class LeakReport:
         lines = [f"left behind: {runs}{', '.join(filter(None, counts))}"]
         lines += map(str, (*self.objects, *self.fds, *self.mappings, *self.children))
         if self.incomplete:
-            lines.append("children created more than could be written down: more may be left")
+            lines.append("not all that children created could be kept: more may be left")
         return "\n".join(lines)
 
 

@@ -72,18 +72,6 @@ def root_ends(method, how):
         assert_silent(tree, how)
 
 
-@each_method
-@by_itself
-def test_g1_root_ends_by_itself(method, how):
-    root_ends(method, how)
-
-
-@each_method
-@by_signal
-def test_g2_root_gets_a_signal(method, how):
-    root_ends(method, how)
-
-
 # ---- a worker, while its root lives ----
 
 
@@ -124,16 +112,21 @@ def group_ends(method, how):
         assert_silent(tree, how)
 
 
+each_end = pytest.mark.parametrize("ends", [root_ends, group_ends], ids=["root", "group"])
+
+
+@each_end
 @each_method
 @by_itself
-def test_g1_group_ends_by_itself(method, how):
-    group_ends(method, how)
+def test_g1_root_or_group_ends_by_itself(ends, method, how):
+    ends(method, how)
 
 
+@each_end
 @each_method
 @by_signal
-def test_g2_group_gets_a_signal(method, how):
-    group_ends(method, how)
+def test_g2_root_or_group_gets_a_signal(ends, method, how):
+    ends(method, how)
 
 
 def test_g2_tracker_is_deaf_to_the_signals_of_groups():

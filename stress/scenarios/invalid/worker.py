@@ -23,7 +23,8 @@ BATCH = 100
 ENOUGH = 20_000
 """Calls of a worker from which on its memory is compared."""
 WITHIN = 1.03 if getattr(sys, "_is_gil_enabled", lambda: True)() else 1.06
-"""The interpreter's free lists and the allocator fill for long: measured were 1.01 of 40,000 calls and 1.02 of 250,000.
+"""The interpreter's free lists and the allocator fill for long: measured were 1.01 of 40,000 calls and 1.02 of 250,000
+(`python -m stress invalid --count 160000`, and `--full`, which say it of each worker).
 Without the GIL the allocator also keeps what other threads might still read: 1.03 to 1.04, however many calls."""
 REST_WITHIN = 30.0
 LONGEST_CALL = 60
