@@ -208,7 +208,7 @@ def printable(text: str) -> str:
     So are backslashes: no two names look the same.
     """
     readable = os.fsencode(text).replace(b"\\", rb"\\").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in readable)
 
 
 def shell_word(text: str) -> str:
