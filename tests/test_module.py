@@ -137,6 +137,18 @@ def test_public_name_has_a_docstring_of_its_own(path):
     assert docstring not in (object.__doc__, Exception.__doc__)
 
 
+# What neither fails nor asks the system: what the handle remembers.
+REMEMBERED = {"name", "mode", "fd", "mqd", "fileno", "max_messages", "max_message_size"}
+
+
+@pytest.mark.parametrize("path", sorted(set(documented_names()) - set(ERRORS)))
+def test_docstring_tells_the_errors_and_the_function_of_posix(path):
+    docstring = look_up(path).__doc__
+    if path.rpartition(".")[2] not in REMEMBERED:
+        assert re.search(r"\bRaises\s\w+", docstring)
+        assert re.search(r"\bPOSIX\.1-20\d\d: \w+\(\)", docstring)
+
+
 def test_module_has_a_docstring():
     assert posix_ipc.__doc__.strip()
     assert _ext.__doc__.strip()

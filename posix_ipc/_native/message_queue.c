@@ -1286,14 +1286,21 @@ static PyGetSetDef message_queue_getset[] = {
     {"mqd", message_queue_get_mqd, NULL,
      PyDoc_STR("The descriptor of the queue, close-on-exec; -1 after close()."), NULL},
     {"block", message_queue_get_block, message_queue_set_block,
-     PyDoc_STR("Do send() and receive() wait? Shared by all descriptors that come from one open. POSIX.1-2008: "
-               "mq_setattr(), O_NONBLOCK."), NULL},
+     PyDoc_STR("Do send() and receive() wait? bool; shared by all descriptors that come from one open.\n"
+               "\n"
+               "Raises ExistentialError after close().\n"
+               "\n"
+               "POSIX.1-2008: mq_getattr(), mq_setattr(), O_NONBLOCK."),
+     NULL},
     {"max_messages", message_queue_get_max_messages, NULL,
-     PyDoc_STR("How many messages the queue can hold; int."), NULL},
+     PyDoc_STR("How many messages the queue can hold; int, also after close(). POSIX.1-2008: mq_getattr()."), NULL},
     {"max_message_size", message_queue_get_max_message_size, NULL,
-     PyDoc_STR("The longest message in bytes; int."), NULL},
+     PyDoc_STR("The longest message in bytes; int, also after close(). POSIX.1-2008: mq_getattr()."), NULL},
     {"current_messages", message_queue_get_current_messages, NULL,
-     PyDoc_STR("How many messages are in the queue at this instant; int. POSIX.1-2008: mq_getattr()."), NULL},
+     PyDoc_STR("How many messages are in the queue at this instant; int. Raises ExistentialError after close().\n"
+               "\n"
+               "POSIX.1-2008: mq_getattr()."),
+     NULL},
 #if HAVE_TRACKING
     TRACKED_GETSET
 #endif

@@ -534,7 +534,10 @@ static PyGetSetDef semaphore_getset[] = {
     {"name", named_get_name, NULL, PyDoc_STR("The name as given to the constructor; str."), NULL},
     {"mode", named_get_mode, NULL, PyDoc_STR("The permissions as given to the constructor; int."), NULL},
     {"value", semaphore_get_value, NULL,
-     PyDoc_STR("The permits that are free, at this instant; int. POSIX.1-2008: sem_getvalue()."), NULL},
+     PyDoc_STR("The permits that are free, at this instant; int. Raises ExistentialError when this handle is closed.\n"
+               "\n"
+               "POSIX.1-2008: sem_getvalue()."),
+     NULL},
 #if HAVE_TRACKING
     TRACKED_GETSET
 #endif

@@ -912,10 +912,18 @@ static PyGetSetDef shared_memory_getset[] = {
     {"fd", shared_memory_get_fd, NULL,
      PyDoc_STR("The descriptor of the segment, close-on-exec; -1 after close_fd()."), NULL},
     {"size", shared_memory_get_size, NULL,
-     PyDoc_STR("The size of the segment at this instant, in bytes; int. POSIX.1-2008: fstat()."), NULL},
+     PyDoc_STR("The size of the segment at this instant, in bytes; int. Raises ExistentialError after close_fd().\n"
+               "\n"
+               "POSIX.1-2008: fstat()."),
+     NULL},
     {"buf", shared_memory_get_buf, NULL,
-     PyDoc_STR("A new memoryview of the whole segment as it is now, in bytes; writable unless read_only. POSIX.1-2008: "
-               "mmap()."), NULL},
+     PyDoc_STR("A new memoryview of the whole segment as it is now, in bytes; writable unless read_only.\n"
+               "\n"
+               "Raises ValueError when the segment is empty, ExistentialError when it would have to be mapped first and\n"
+               "the descriptor is closed, OSError (address space exhausted).\n"
+               "\n"
+               "POSIX.1-2008: mmap()."),
+     NULL},
 #if HAVE_TRACKING
     TRACKED_GETSET
 #endif
