@@ -251,6 +251,7 @@ SYSTEMS = {
 }
 
 
+@pytest.mark.slow
 @needs_sources
 @pytest.mark.skipif(sys.platform != "linux", reason="it pretends on the headers of Linux")
 @pytest.mark.parametrize("system", SYSTEMS)

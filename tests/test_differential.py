@@ -63,6 +63,7 @@ def failure(pair, sequence):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.no_sanitizer  # it tells the crashes of the original in its own way
 @pytest.mark.parametrize("difference", [pytest.param(each, id=each.id) for each in DIFFERENCES])
 def test_each_intended_difference_is_there(pair, difference):

@@ -133,6 +133,7 @@ def open_fds_by_probing(count):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind_name", KIND_NAMES)
 def test_no_descriptor_left(kind_name, name):
     support.run_function(without_descriptors, kind_name, name)
@@ -162,6 +163,7 @@ def with_few_descriptors(kind_name, name):
         kind.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind_name", KIND_NAMES)
 def test_too_few_descriptors(kind_name, name):
     support.run_function(with_few_descriptors, kind_name, name)
@@ -185,6 +187,7 @@ def arm_without_descriptors(name):
         queue.unlink()
 
 
+@pytest.mark.slow
 def test_no_descriptor_left_for_a_notification(name):
     support.run_function(arm_without_descriptors, name)
 
@@ -208,6 +211,7 @@ def arm_without_threads(name):
     assert called.wait(30)
 
 
+@pytest.mark.slow
 def test_no_thread_left_for_a_notification(name):
     support.run_function(arm_without_threads, name)
 
@@ -233,6 +237,7 @@ def without_queue_memory(name, old):
         MESSAGE_QUEUE.remove(name)
 
 
+@pytest.mark.slow
 def test_no_queue_memory_left(names):
     support.run_function(without_queue_memory, names(), names())
 
@@ -306,6 +311,7 @@ def create_and_ask_in_vain(name, tracked):
     assert not MESSAGE_QUEUE.exists(name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
 @pytest.mark.parametrize("tracked", [False, True], ids=["plain", "tracked"])
 def test_a_new_queue_that_says_nothing_of_itself_does_not_stay(name, tracked):
@@ -345,6 +351,7 @@ def with_full_shm(kind_name, exhausted, flags):
     assert open_fds() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", ["O_CREX", "O_CREAT"])
 @pytest.mark.parametrize("exhausted", ["bytes", "inodes"])
 @pytest.mark.parametrize("kind_name", ["Semaphore", "SharedMemory"])

@@ -39,6 +39,7 @@ def end_beside_a_sweep():
     assert not existing(MADE)
 
 
+@pytest.mark.slow
 def test_g1_an_end_beside_a_sweep():
     run_privately(end_beside_a_sweep)
 
@@ -54,6 +55,7 @@ def end_with_other_handles():
         assert not existing(MADE), another
 
 
+@pytest.mark.slow
 def test_g1_an_end_with_other_handles_on_what_is_owned():
     run_privately(end_with_other_handles)
 
@@ -65,6 +67,7 @@ def end_with_a_view():
     assert not existing(MADE)
 
 
+@pytest.mark.slow
 def test_limit_a_view_of_the_memory_that_is_kept_until_the_end_needs_a_tracker():
     run_privately(end_with_a_view)
 
@@ -91,6 +94,7 @@ def end_after_another_program_unlinked():
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.slow
 def test_an_end_after_another_program_unlinked_is_silent():
     run_privately(end_after_another_program_unlinked)
 
@@ -120,5 +124,6 @@ def tell_at_the_end():
     assert removed.endswith("has ended, and nobody uses it")
 
 
+@pytest.mark.slow
 def test_what_is_removed_at_the_end_is_logged_with_by_whom_and_why():
     run_privately(tell_at_the_end)

@@ -43,6 +43,7 @@ def fork_in_c_in_the_midst():
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+@pytest.mark.slow
 def test_g12_a_child_that_was_forked_in_c_waits_for_no_thread_of_its_parent():
     run_privately(fork_in_c_in_the_midst)
 
@@ -103,6 +104,7 @@ def create_wrongly():
             assert os.listdir("/dev/shm") == [], (kind, arguments)
 
 
+@pytest.mark.slow
 def test_arguments_that_make_no_sense_make_no_journal_and_start_no_tracker():
     run_privately(create_wrongly)
 
@@ -118,5 +120,6 @@ def create_and_listen():
         assert len(made) == 3 * number, events
 
 
+@pytest.mark.slow
 def test_a_first_creation_is_audited_once():
     run_privately(create_and_listen)

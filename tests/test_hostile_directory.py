@@ -195,6 +195,7 @@ def record_what_is_not_ours():
     assert existing([("SharedMemory", "/orphan")])
 
 
+@pytest.mark.slow
 def test_g11_what_belongs_to_another_user_is_never_removed():
     run_privately(record_what_is_not_ours)
 
@@ -238,6 +239,7 @@ def sweep_as_nobody():
     assert not os.listdir(_journal.directory())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [read_as_nobody, lose_a_name_to_another_user])
 def test_g6_g11_what_cannot_be_read_because_it_is_another_users_is_left_alone(scenario):
     if os.getuid() != 0:

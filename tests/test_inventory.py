@@ -316,6 +316,7 @@ def test_a_report_of_leaks_cannot_steer_the_terminal():
 # ---- which of them ----
 
 
+@pytest.mark.slow
 def test_kinds_and_prefix(kind, make, name):
     handle = make(name)
     other = unique_name()
@@ -393,6 +394,7 @@ def test_psutil_is_imported_by_who_asks_for_it():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.no_sanitizer
 def test_what_lives_is_not_locked(tree_of_one, semaphore):
@@ -488,6 +490,7 @@ def look_as_nobody(plain, leased):
     assert not zombies & set(survey.unread_pids)
 
 
+@pytest.mark.slow
 def test_another_users_processes_cannot_be_read(semaphore):
     plain = semaphore().name
     leased = mp_integration.SharedMemory(unique_name(), posix_ipc.O_CREX, size=8)
@@ -509,6 +512,7 @@ def look_where_processes_are_hidden():
     assert (found.verdict, "hidepid" in found.reason) == ("unknown", True)
 
 
+@pytest.mark.slow
 def test_hidden_processes():
     run_privately(look_where_processes_are_hidden)
 
@@ -550,6 +554,7 @@ def look_at_what_nobody_holds():
     zombie.wait()
 
 
+@pytest.mark.slow
 def test_nobody_holds_it():
     run_privately(look_at_what_nobody_holds)
 
@@ -665,6 +670,7 @@ def look_where_an_intent_was_refused():
         assert leaks.survey().unread == ()
 
 
+@pytest.mark.slow
 def test_an_intent_of_an_impossible_name_is_no_queue():
     run_privately(look_where_an_intent_was_refused)
 
@@ -709,6 +715,7 @@ def look_from_a_frozen_application():
     assert survey.unread == ()
 
 
+@pytest.mark.slow
 def test_helper_of_a_frozen_application():
     run_privately(look_from_a_frozen_application)
 
@@ -718,6 +725,7 @@ def test_helper_fails():
     run_privately(look_without_a_helper)
 
 
+@pytest.mark.slow
 def test_queues_with_and_without_a_mount():
     run_privately(look_at_queues_with_and_without_a_mount)
 
@@ -842,6 +850,7 @@ def look_beside_a_journal_that_another_user_bars():
     assert "cannot be told" in survey.unread[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_journal_that_another_user_bars():
     run_privately(look_beside_a_journal_that_another_user_bars)
@@ -977,6 +986,7 @@ def look_at_what_another_user_pretends_to_own():
     assert (found.verdict, found.tracked, found.owners) == ("unheld", False, ())
 
 
+@pytest.mark.slow
 def test_what_another_user_pretends_to_own():
     run_privately(look_at_what_another_user_pretends_to_own)
 

@@ -133,6 +133,7 @@ def test_object_made_anew_after_its_removal(kind, name):
     kind.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["{}é\n", "{}\udcff", "bare", "/{}"])
 def test_spellings_of_a_name(kind, name, spelling):
     spelled = name[1:] if spelling == "bare" else spelling.format(name)
@@ -211,6 +212,7 @@ def test_each_of_many_objects_is_told(names):
         SEMAPHORE.remove(name)
 
 
+@pytest.mark.slow
 def test_each_object_of_many_threads_is_told(names):
     kept = [[names() for _ in range(10)] for _ in range(6)]
 
@@ -284,6 +286,7 @@ def unlink_in_vain(name):
     posix_ipc.unlink_shared_memory(name)
 
 
+@pytest.mark.slow
 def test_failed_unlink(name):
     run_function(unlink_in_vain, name)
 
@@ -376,6 +379,7 @@ def test_child_removes_what_the_parent_made(name, method):
     assert not report
 
 
+@pytest.mark.slow
 def test_forked_child_that_leaves_the_block(name):
     """It is the parent's check, and stays that."""
     with leaking() as report:
@@ -408,6 +412,7 @@ def leave_the_block_in_a_child():
     assert not report
 
 
+@pytest.mark.slow
 def test_block_that_is_left_in_a_forked_child_too():
     run_function(leave_the_block_in_a_child)
 
@@ -641,6 +646,7 @@ def test_handle_in_a_cycle_is_garbage(name):
 # ---- mappings ----
 
 
+@pytest.mark.slow
 def test_mapping_of_a_segment(segment):
     shm = segment(size=5000)
     with leaking() as report:
@@ -666,6 +672,7 @@ def test_mapping_of_a_semaphore_has_its_name(name):
     semaphore.unlink()
 
 
+@pytest.mark.slow
 def test_journal_is_no_leak():
     run_function(make_first_tracked_object)
 
@@ -678,6 +685,7 @@ def make_first_tracked_object():
 # ---- children ----
 
 
+@pytest.mark.slow
 def test_running_child():
     with leaking() as report:
         child = subprocess.Popen(["sleep", "60"])
@@ -717,6 +725,7 @@ def test_multiprocessing_child(method):
     sender.close()
 
 
+@pytest.mark.slow
 def test_child_that_is_about_to_end_is_not_left():
     with leak_check() as report:
         child = os.fork()
@@ -755,6 +764,7 @@ def take_in_orphans():
     assert not report
 
 
+@pytest.mark.slow
 def test_tracker_is_no_leak():
     run_function(take_in_orphans)
 
@@ -762,6 +772,7 @@ def test_tracker_is_no_leak():
 # ---- flags ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["objects", "fds", "mappings", "children"])
 def test_flag(flag, name):
     with leaking(**{each: each == flag for each in ("objects", "fds", "mappings", "children")}) as report:
@@ -783,6 +794,7 @@ def test_flag(flag, name):
 # ---- blocks and functions ----
 
 
+@pytest.mark.slow
 def test_exception_of_the_block_goes_on(name):
     error = KeyError("of the block")
     with pytest.raises(KeyError) as caught, leak_check() as report:
@@ -796,6 +808,7 @@ def test_exception_of_the_block_goes_on(name):
     SHARED_MEMORY.remove(name)
 
 
+@pytest.mark.slow
 def test_checks_in_checks(names):
     inner_name, outer_name = names(), names()
     check = leak_check()
@@ -888,6 +901,7 @@ def test_result_of_the_function_is_left(tmp_path):
     os.close(opened[0])
 
 
+@pytest.mark.slow
 def test_repeat_tells_a_leak_from_a_cache():
     caches = []
 
@@ -925,6 +939,7 @@ def test_a_block_is_entered_before_it_is_left():
         leak_check().__exit__()
 
 
+@pytest.mark.slow
 def test_instance_that_threads_share(names):
     """Each leaves its own block, whoever entered last."""
     check = leak_check(fds=False, mappings=False)
@@ -951,6 +966,7 @@ def test_instance_that_threads_share(names):
         left.clear()
 
 
+@pytest.mark.slow
 def test_instance_that_tasks_share(names):
     """So do tasks, also one that was started inside a block of the instance."""
     check = leak_check(fds=False)

@@ -130,6 +130,7 @@ def taken(how):
         assert not list(DIRECTORY.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", TAKEN)
 def test_g11_a_directory_that_is_not_ours_alone_is_not_used(how):
     run_privately(taken, how)
@@ -195,6 +196,7 @@ def full(what, first):
     del tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FULL)
 @pytest.mark.parametrize("first", [True, False], ids=["no journal yet", "a journal"])
 def test_g2_full(what, first):
@@ -210,6 +212,7 @@ def sweep_when_full(what):
     assert not existing(BEFORE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FULL)
 def test_g3_the_dead_are_removed_from_a_full_file_system(what):
     run_privately(sweep_when_full, what)

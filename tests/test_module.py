@@ -488,6 +488,7 @@ def print_random_names(kind):
         os._exit(0)
 
 
+@pytest.mark.slow
 def test_random_names_cannot_be_foretold_by_a_forked_process(kind):
     """Names from a generator that is seeded once, or by the clock, repeat in processes forked one after another."""
     seen = run_function(print_random_names, kind.type.__name__).split()

@@ -459,6 +459,7 @@ def request_that_the_kernel_refuses(new):
     assert called.wait() == [("old",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", REQUESTS)
 def test_request_that_the_kernel_refuses_leaves_the_callback_before_alone(new):
     run_function(request_that_the_kernel_refuses, new)
@@ -563,6 +564,7 @@ def fork_while_a_refusal_is_told():
     assert os.waitstatus_to_exitcode(os.waitpid(Forks.child, 0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_fork_in_a_finalizer_while_a_refusal_is_told():
     """An exception is made, garbage is collected, a finalizer forks: the queue can be closed in both processes."""
     run_function(fork_while_a_refusal_is_told)

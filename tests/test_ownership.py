@@ -56,6 +56,7 @@ def taken_from_another_process(kind, persists):
     assert bool(existing([(kind, "/taken")])) == persists
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persists", [False, True], ids=["and tracked", "and untracked"])
 @pytest.mark.parametrize("kind", NAMES)
 def test_an_object_is_taken_from_a_process_that_lives(kind, persists):
@@ -76,6 +77,7 @@ def persists_for_every_handle():
     assert existing([("SharedMemory", "/kept")])
 
 
+@pytest.mark.slow
 def test_what_was_untracked_is_owned_through_no_other_handle():
     run_privately(persists_for_every_handle)
 
@@ -128,6 +130,7 @@ def fail_and_try_again():
         os.waitpid(maker, 0)
 
 
+@pytest.mark.slow
 def test_what_could_not_be_taken_has_one_owner_and_is_taken_the_next_time():
     run_privately(fail_and_try_again)
 
@@ -154,6 +157,7 @@ def goes_with_its_process(kind):
     assert not existing([(kind, "/plain")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_tracked_later_goes_with_its_process(kind):
     run_privately(goes_with_its_process, kind)
@@ -181,6 +185,7 @@ def make_what_others_unlink():
     del tracker
 
 
+@pytest.mark.slow
 def test_what_others_unlink_and_what_is_claimed_again_takes_no_room():
     run_privately(make_what_others_unlink)
 
@@ -205,6 +210,7 @@ def make_queues_that_others_unlink():
     del tracker
 
 
+@pytest.mark.slow
 def test_a_queue_that_others_unlink_takes_no_room_when_it_is_closed():
     run_privately(make_queues_that_others_unlink)
 

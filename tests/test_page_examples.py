@@ -252,6 +252,7 @@ def test_example(run_example, example, printed):
     assert run_example(example) == printed
 
 
+@pytest.mark.slow
 def test_example_of_two_processes(run_example):
     *lines, left = run_example(MULTI_PROCESS, BOTH_PROCESSES).splitlines()
     numbers = [int(re.fullmatch(r"Consumer read: Message (\d)", line).group(1)) for line in lines]

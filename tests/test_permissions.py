@@ -116,6 +116,7 @@ def use(handle, options):
                 assert handle.receive(0) == (b"x", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind_name", KIND_NAMES)
 def test_opening_obeys_the_mode(kind_name, names):
     openings = [(mode, options, allowed) for each, mode, options, allowed in OPENINGS if each == kind_name]
@@ -135,6 +136,7 @@ def create_as_nobody(kind_name, name):
     assert caught.value.errno == errno.EEXIST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind_name", KIND_NAMES)
 def test_creating_over_an_object_of_root(kind_name, name):
     run(create_as_nobody, kind_name, name, remove=[name])
@@ -160,6 +162,7 @@ def create_own_as_nobody(kind_name, name, mode):
     assert kind.path == "" or not os.path.lexists(kind.file_of(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o200, 0])
 @pytest.mark.parametrize("kind_name", KIND_NAMES)
 def test_own_objects(kind_name, mode, name):
@@ -179,6 +182,7 @@ def create_with_umask(kind_name, name, umask, mode, expected):
         handle.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("umask", "mode", "expected"),
     [(0, 0o666, 0o666), (0o022, 0o666, 0o644), (0o077, 0o666, 0o600), (0o177, 0o777, 0o600), (0o777, 0o666, 0)],
@@ -212,6 +216,7 @@ def unlink_as_nobody(kind_name, name, mode):
     kind.create(own).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o600, 0o666])
 @pytest.mark.parametrize("kind_name", KIND_NAMES)
 def test_unlinking_what_belongs_to_root(kind_name, mode, name):
@@ -258,6 +263,7 @@ def is_open(number):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o600, 0o444, 0o644, 0o666], ids=lambda mode: f"{mode:o}")
 def test_failed_resize_leaves_a_segment_of_root(mode, name):
     run(resize_as_nobody, name, mode, remove=[name])

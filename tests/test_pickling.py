@@ -397,6 +397,7 @@ def state_of(handle):
     return handle.current_messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind_name", "options"), [("SharedMemory", {"read_only": True}), ("SharedMemory", {}), ("Semaphore", {})]
 )
@@ -486,6 +487,7 @@ def load_in_other_mounts(kind_name, pickled, name, recreate):
     assert len(os.listdir("/dev/shm")) == recreate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recreate", [False, True])
 @pytest.mark.parametrize("kind_name", ["Semaphore", "SharedMemory"])
 def test_made_in_another_mount_namespace(kind_name, recreate, request):

@@ -57,11 +57,13 @@ def without(directory, line):
     assert preflight(CC="cc") == (1, line)
 
 
+@pytest.mark.slow
 def test_no_headers_of_python():
     line = f"the C headers of '{sys.executable}', {INCLUDE}/Python.h (on Debian: apt-get install python3-dev)"
     run_privately(without, INCLUDE, f"missing: {line}\n")
 
 
+@pytest.mark.slow
 def test_no_venv():
     line = f"the modules venv and ensurepip of '{sys.executable}' (on Debian: apt-get install python3-venv)"
     run_privately(without, os.path.dirname(ensurepip.__file__), f"missing: {line}\n")

@@ -92,10 +92,12 @@ def remove_and_disturb_nothing(frozen):
     del tracker
 
 
+@pytest.mark.slow
 def test_reap_returns_what_it_removed():
     run_privately(remove_what_was_left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
 def test_reap_disturbs_nothing_and_starts_no_application(frozen):
     run_privately(remove_and_disturb_nothing, frozen)
@@ -156,6 +158,7 @@ def reap_without_an_end():
         os.waitpid(-1, os.WNOHANG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -192,6 +195,7 @@ def create_without_room():
         SharedMemory(size=8)
 
 
+@pytest.mark.slow
 def test_a_creation_without_room_raises_that_error():
     run_privately(create_without_room)
 
@@ -226,6 +230,7 @@ def listen():
     ]
 
 
+@pytest.mark.slow
 def test_what_reap_removes_is_logged_with_by_whom_and_why():
     run_privately(listen)
 
@@ -235,5 +240,6 @@ def reap_unheard():
     assert len(reap()) == 3
 
 
+@pytest.mark.slow
 def test_the_logger_is_silent_by_default():
     run_privately(silently, "reap_unheard")

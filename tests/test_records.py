@@ -64,6 +64,7 @@ def end_in_the_midst(kind):
     assert not list(DIRECTORY.iterdir())
 
 
+@pytest.mark.slow
 @needs_ptrace
 @pytest.mark.parametrize("kind", NAMES)
 def test_g1_what_a_thread_is_about_to_create_when_the_journal_closes_is_recorded(kind):
@@ -89,6 +90,7 @@ def lock_for_a_while(kind):
     del tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_an_attach_waits_for_a_sweep_that_takes_its_time(kind):
     run_privately(lock_for_a_while, kind)
@@ -115,6 +117,7 @@ def lock_and_replace():
     assert existing([("MessageQueue", "/made")])
 
 
+@pytest.mark.slow
 @needs_ptrace
 def test_g6_a_queue_that_cannot_be_leased_is_not_unlinked_in_place_of_one_that_took_its_name():
     run_privately(lock_and_replace)
@@ -143,6 +146,7 @@ def open_another_one_meanwhile(kind):
     del tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_unlinking_forgets_the_record_of_what_it_unlinks(kind):
     run_privately(open_another_one_meanwhile, kind)
@@ -187,6 +191,7 @@ def strike_everywhere():
     print(later)
 
 
+@pytest.mark.slow
 @needs_ptrace
 def test_what_is_struck_out_of_a_journal_that_moves_is_not_owned():
     assert int(run_privately(strike_everywhere)) > 10
@@ -222,6 +227,7 @@ def pickle_in_two_threads(kind):
     del tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_g5_two_threads_that_pickle_a_handle_leave_one_claim(kind):
     run_privately(pickle_in_two_threads, kind)
@@ -245,6 +251,7 @@ def take_what_another_handle_claims():
     del tracker
 
 
+@pytest.mark.slow
 def test_g5_taking_ownership_leaves_a_claim_to_the_other_handle():
     run_privately(take_what_another_handle_claims)
 
@@ -268,6 +275,7 @@ def take_what_one_has_pickled():
     del tracker
 
 
+@pytest.mark.slow
 def test_g5_what_a_worker_has_pickled_and_then_taken_stays_as_long_as_the_root():
     run_privately(take_what_one_has_pickled)
 
@@ -298,6 +306,7 @@ def pass_on_in_another_tree(kind):
     del tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_g5_a_pickle_of_one_tree_that_is_passed_on_in_another_is_kept_for_that_one(kind):
     run_privately(pass_on_in_another_tree, kind)

@@ -179,6 +179,7 @@ def leave_existing_as_it_is(name, size, written):
         assert bytes(second.buf[:written]) == (bytes(written) if flags & O_TRUNC else b"x" * written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "written"), [(5000, 5000), (12288, 4096), (12288, 12288), (MIB, 4096)])
 def test_existing_segment_without_room(name, size, written):
     run_function(leave_existing_as_it_is, name, size, written)

@@ -57,6 +57,7 @@ def take_it_after_the_look(persists):
     del tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persists", [False, True], ids=["and tracked", "and untracked"])
 def test_g5_what_is_taken_after_a_sweep_has_looked_stays(persists):
     run_privately(take_it_after_the_look, persists)
@@ -100,6 +101,7 @@ def create_and_die_during_a_sweep():
     assert not new.exists()
 
 
+@pytest.mark.slow
 def test_g3_what_is_created_and_left_during_a_sweep_goes_at_the_next():
     run_privately(create_and_die_during_a_sweep)
 
@@ -121,6 +123,7 @@ def create_and_live_during_a_sweep():
         assert new.exists()
 
 
+@pytest.mark.slow
 def test_g5_what_is_created_during_a_sweep_by_a_process_that_lives_stays():
     run_privately(create_and_live_during_a_sweep)
 
@@ -167,6 +170,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 def test_g5_a_journal_that_is_made_while_it_is_read_is_that_of_a_living_process():
     run_privately(create_while_it_is_read)
 
@@ -226,6 +230,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["record", "claim"])
 def test_g5_what_was_pickled_while_a_sweep_looked_stays(what):
     run_privately(say_it_after_the_reading, what)
@@ -249,6 +254,7 @@ def make_anew_after_the_look(kind):
     assert not list(DIRECTORY.glob("aside-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_g6_what_took_the_name_while_a_sweep_looked_stays(kind):
     run_privately(make_anew_after_the_look, kind)
@@ -290,6 +296,7 @@ def receive_from_workers():
     del tracker, keeper
 
 
+@pytest.mark.slow
 def test_g4_nothing_stays_of_a_worker_when_all_that_it_sent_is_unlinked():
     run_privately(receive_from_workers)
 
@@ -309,6 +316,7 @@ def let_workers_pass_on():
     del tracker
 
 
+@pytest.mark.slow
 def test_g4_nothing_stays_of_a_worker_that_passed_on_what_its_root_owns():
     run_privately(let_workers_pass_on)
 
@@ -326,6 +334,7 @@ def send_a_queue_of_another_namespace():
     del tracker, keeper
 
 
+@pytest.mark.slow
 def test_g4_what_cannot_be_seen_from_here_is_not_taken_to_be_unlinked():
     run_privately(send_a_queue_of_another_namespace)
 
@@ -347,6 +356,7 @@ def rename_first():
     assert not list(DIRECTORY.glob("aside-*"))
 
 
+@pytest.mark.slow
 def test_g3_what_a_sweep_that_was_killed_has_put_aside_goes():
     run_privately(rename_first)
 
@@ -374,6 +384,7 @@ def replace_before_the_lock():
     assert _ext._is_locked(lock)
 
 
+@pytest.mark.slow
 def test_g10_the_lock_of_a_new_tracker_is_not_taken_for_that_of_the_old_one():
     run_privately(replace_before_the_lock)
 
@@ -401,6 +412,7 @@ def sweep_after_a_umask(umask):
     assert os.listdir(f"/dev/shm/.posix_ipc-{NOBODY}") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o077, 0o400, 0o777])
 def test_g3_no_umask_keeps_anything_from_being_swept(umask):
     run_privately(sweep_after_a_umask, umask)
@@ -435,5 +447,6 @@ def create_where_the_dead_left_no_room():
     assert not existing([("SharedMemory", "/all")])
 
 
+@pytest.mark.slow
 def test_g3_the_next_creation_sweeps_a_full_file_system_first():
     run_privately(create_where_the_dead_left_no_room)

@@ -50,6 +50,7 @@ def create_in_vain(kind):
     made.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_failed_create_leaves_nothing(kind):
     run_privately(create_in_vain, kind)
@@ -68,6 +69,7 @@ def create_without_memory():
     made.unlink()
 
 
+@pytest.mark.slow
 def test_a_create_that_fails_without_memory_leaves_nothing():
     run_privately(create_without_memory)
 
@@ -110,6 +112,7 @@ def leave_a_manager_that_fails(in_flight):
     assert all(text.startswith("cleaning up ") for text in warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", [False, True], ids=["left normally", "left by an exception"])
 def test_a_manager_whose_cleanup_fails(in_flight):
     run_privately(leave_a_manager_that_fails, in_flight)
@@ -161,5 +164,6 @@ def attach_beside_no_tracker():
         each.unlink()
 
 
+@pytest.mark.slow
 def test_attaching_never_talks_to_the_tracker():
     run_privately(attach_beside_no_tracker)

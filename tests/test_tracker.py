@@ -42,6 +42,7 @@ def start_beside_lookers():
             SharedMemory(size=8).close()
 
 
+@pytest.mark.slow
 def test_g10_a_tracker_starts_while_others_look_for_it():
     run_privately(start_beside_lookers)
 
@@ -62,6 +63,7 @@ def create_in_a_frozen_application():
     assert _ext._is_locked(process.tracker_lock)
 
 
+@pytest.mark.slow
 def test_the_program_of_a_frozen_application_is_no_tracker():
     run_privately(create_in_a_frozen_application)
 
@@ -159,6 +161,7 @@ def track_what_cannot_be_read():
     assert journal.exists()  # for a sweep by somebody who may read it
 
 
+@pytest.mark.slow
 def test_a_tracker_does_not_wait_for_what_it_cannot_read():
     run_privately(track_what_cannot_be_read)
 
@@ -210,6 +213,7 @@ def die_after_the_sweep():
     assert not existing([("SharedMemory", "/of-a-member")])
 
 
+@pytest.mark.slow
 def test_g2_the_tracker_stays_for_whoever_dies_between_its_looks():
     run_privately(die_after_the_sweep)
 
@@ -231,6 +235,7 @@ def create_before_it_retires():
     assert not existing([("SharedMemory", "/of-a-member")])
 
 
+@pytest.mark.slow
 def test_g2_the_tracker_stays_for_whoever_relied_on_it_as_it_left():
     run_privately(create_before_it_retires)
 
@@ -272,5 +277,6 @@ def signal_the_group_meanwhile():
         assert noted.recv(100) == bytes([signal.SIGWINCH])
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_tracker_starts_is_noted_once():
     run_privately(signal_the_group_meanwhile)

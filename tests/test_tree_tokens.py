@@ -45,6 +45,7 @@ def create_as_an_orphan():
         wait_until(lambda: not existing([("SharedMemory", "/of-an-orphan")]))
 
 
+@pytest.mark.slow
 def test_g2_an_orphan_that_imports_the_module_late_is_a_root():
     run_privately(create_as_an_orphan)
 
@@ -82,6 +83,7 @@ def live_without_proc():
     assert [name for name in os.listdir("/dev/shm") if name.startswith("sem.")] == []
 
 
+@pytest.mark.slow
 def test_g1_g2_proc_is_that_of_another_pid_namespace():
     if private_ipc() is None:
         pytest.skip("needs namespaces of its own: unshare -rmip")
@@ -104,6 +106,7 @@ def create_in_a_worker(_):
     return Semaphore()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_g5_shared_in_a_pid_namespace_with_the_proc_of_another(method):
     if private_ipc() is None:
