@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 from posix_ipc import mp_integration
 
-from . import inventory, peers, stress_ng, trackers, tracking
+from . import imports, inventory, peers, pingpong, stress_ng, threads, trackers, tracking
 from .measure import Runner, Timing, interleave, statement
 
 Contest = Mapping[str, Runner]
@@ -166,6 +166,17 @@ def p6_tracked() -> contextlib.AbstractContextManager[Contest]:
     return attach_contest(mp_integration.SharedMemory(size=4096))
 
 
+def p9_semaphores() -> contextlib.AbstractContextManager[Contest]:
+    return pingpong.semaphores(unused_name())
+
+
+def p9_queues() -> contextlib.AbstractContextManager[Contest]:
+    return pingpong.queues(unused_name())
+
+
+p9_semaphores.__doc__, p9_queues.__doc__ = pingpong.semaphores.__doc__, pingpong.queues.__doc__
+
+
 CONTESTS: dict[str, list[Callable[[], contextlib.AbstractContextManager[Contest]]]] = {
     "P1": [p1_pair],
     "P2": [p2_with],
@@ -174,12 +185,15 @@ CONTESTS: dict[str, list[Callable[[], contextlib.AbstractContextManager[Contest]
     "P5": [p5_tracked],
     "P6": [p6_plain, p6_tracked],
     "P8": [queue_contest(16), queue_contest(1024), queue_contest(8192)],
+    "P9": [p9_semaphores, p9_queues],
 }
 
 SCENARIOS: dict[str, Callable[[], None]] = {
     "P7": tracking.p7_pool,
     "P10": inventory.run,
     "P11": tracking.p11_reap,
+    "P12": imports.p12_import,
+    "P13": threads.p13_threads,
     "P14": tracking.p14_tracker,
     "exit": tracking.exit_delay,
     "stress-ng": stress_ng.run,

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from tests.original import original_directory
 
+RAW = ("semaphore_pair", "segment_life", "queue_pair", "semaphore_ping", "semaphore_echo", "queue_ping", "queue_echo")
 BUILD = Path(__file__).parent.parent / "build"
 
 
@@ -38,6 +39,6 @@ def raw() -> ctypes.CDLL:
     compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-lrt", "-lpthread"], check=True)
     loaded = ctypes.CDLL(str(library))
-    for function in ("semaphore_pair", "segment_life", "queue_pair"):
+    for function in RAW:
         getattr(loaded, function).restype = ctypes.c_double
     return loaded

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <mqueue.h>
 #include <semaphore.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -68,4 +69,93 @@ queue_pair(const char *name, long size, long count)
     mq_close(queue);
     free(message);
     return end - start;
+}
+
+/* What two processes make of the turn that they hand to each other: NAME-there wakes the other one, NAME-back this one. */
+static int
+open_semaphores(const char *name, sem_t **there, sem_t **back)
+{
+    char path[300];
+    snprintf(path, sizeof(path), "%s-there", name);
+    *there = sem_open(path, 0);
+    snprintf(path, sizeof(path), "%s-back", name);
+    *back = sem_open(path, 0);
+    return *there == SEM_FAILED || *back == SEM_FAILED ? -1 : 0;
+}
+
+double
+semaphore_ping(const char *name, long count)
+{
+    sem_t *there, *back;
+    if (open_semaphores(name, &there, &back) < 0) {
+        return -1;
+    }
+    double start = now();
+    for (long i = 0; i < count; i++) {
+        if (sem_post(there) < 0 || sem_wait(back) < 0) {
+            return -1;
+        }
+    }
+    double end = now();
+    sem_close(there);
+    sem_close(back);
+    return end - start;
+}
+
+/* Returns only after a failure: who runs this is killed. */
+double
+semaphore_echo(const char *name)
+{
+    sem_t *there, *back;
+    if (open_semaphores(name, &there, &back) < 0) {
+        return -1;
+    }
+    while (sem_wait(there) == 0 && sem_post(back) == 0) {
+    }
+    return -1;
+}
+
+static int
+open_queues(const char *name, mqd_t *there, mqd_t *back)
+{
+    char path[300];
+    snprintf(path, sizeof(path), "%s-there", name);
+    *there = mq_open(path, O_RDWR);
+    snprintf(path, sizeof(path), "%s-back", name);
+    *back = mq_open(path, O_RDWR);
+    return *there == (mqd_t)-1 || *back == (mqd_t)-1 ? -1 : 0;
+}
+
+double
+queue_ping(const char *name, long count)
+{
+    char message[8192] = {0};
+    mqd_t there, back;
+    if (open_queues(name, &there, &back) < 0) {
+        return -1;
+    }
+    double start = now();
+    for (long i = 0; i < count; i++) {
+        if (mq_send(there, message, 16, 0) < 0 || mq_receive(back, message, sizeof(message), NULL) < 0) {
+            return -1;
+        }
+    }
+    double end = now();
+    mq_close(there);
+    mq_close(back);
+    return end - start;
+}
+
+/* Returns only after a failure: who runs this is killed. */
+double
+queue_echo(const char *name)
+{
+    char message[8192];
+    mqd_t there, back;
+    if (open_queues(name, &there, &back) < 0) {
+        return -1;
+    }
+    while (mq_receive(there, message, sizeof(message), NULL) >= 0 && mq_send(back, message, 16, 0) == 0) {
+    }
+    return -1;
 }
