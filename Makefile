@@ -12,7 +12,7 @@ test-extra := $(VENV)/.extra-test
 dev-extra := $(VENV)/.extra-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-asan test-differential test-kill test-pythons lint build bench pictures stress stress-smoke stress-selftest clean
+.PHONY: help demo test test-asan test-differential test-kill test-portable test-pythons lint build bench pictures stress stress-smoke stress-selftest clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -45,8 +45,11 @@ SEED := 0
 test-differential: $(package) $(test-extra) ## Compare 10,000 random sequences of calls with posix_ipc 1.3.2
 	POSIX_IPC_DIFFERENTIAL=10000 POSIX_IPC_DIFFERENTIAL_SEED=$(SEED) $(VENV_PYTHON) -m pytest -n auto -v tests/test_differential.py
 
-test-asan: $(package) $(test-extra) ## Run the suite on the extension built with address and undefined-behaviour sanitizers
-	tools/test-asan
+test-asan: $(package) $(test-extra) $(dev-extra) ## Run the suite on the extension built with address and undefined-behaviour sanitizers
+	tools/test-variant asan
+
+test-portable: $(package) $(test-extra) $(dev-extra) ## Run the tests of the plain classes on a build as for other systems
+	tools/test-variant portable
 
 # All of it, also what is slow: make test-pythons PYTHONS='--full 3.13t'
 PYTHONS :=

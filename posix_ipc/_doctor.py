@@ -189,8 +189,6 @@ def remove_ipc(root: str) -> bool:
 
 def _tracking(survey: Survey) -> Finding:
     subject = "tracking"
-    if not hasattr(_ext, "Journal"):
-        return Finding(subject, ATTENTION, "not supported here", "only Linux has what it needs; plain objects work")
     preferred = f"{_journal.SHM}/.posix_ipc-{os.geteuid()}"
     directories = _journal.directories()
     if os.path.lexists(preferred) and preferred not in directories:

@@ -20,6 +20,10 @@ from typing import NamedTuple, TypeVar
 
 from posix_ipc import _ext
 
+NEEDS_LINUX = "posix_ipc: tracked objects and leak detection need Linux; the plain classes are there"
+if not hasattr(_ext, "Journal"):
+    raise ImportError(NEEDS_LINUX, name=__name__)
+
 SHM = "/dev/shm"
 FIRST_SLOTS = 64
 MOST_SLOTS = 8192

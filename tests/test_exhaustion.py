@@ -311,6 +311,7 @@ def create_and_ask_in_vain(name, tracked):
     assert not MESSAGE_QUEUE.exists(name)
 
 
+@pytest.mark.no_portable
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
 @pytest.mark.parametrize("tracked", [False, True], ids=["plain", "tracked"])
@@ -479,6 +480,7 @@ def semaphore_without_address_space(name, old):
         SEMAPHORE.remove(name)
 
 
+@pytest.mark.no_portable
 def test_no_address_space_left_for_a_semaphore(names):
     support.run_function(semaphore_without_address_space, names(), names())
 

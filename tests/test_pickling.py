@@ -375,6 +375,7 @@ def test_name_is_gone_although_the_object_is_in_use(make):
     assert is_same_object(handle, handle)
 
 
+@pytest.mark.no_portable
 @pytest.mark.parametrize("times", [1, 20])
 def test_name_leads_to_another_object(kind, make, times):
     handle = make()
@@ -397,6 +398,7 @@ def state_of(handle):
     return handle.current_messages
 
 
+@pytest.mark.no_portable
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind_name", "options"), [("SharedMemory", {"read_only": True}), ("SharedMemory", {}), ("Semaphore", {})]
@@ -487,6 +489,7 @@ def load_in_other_mounts(kind_name, pickled, name, recreate):
     assert len(os.listdir("/dev/shm")) == recreate
 
 
+@pytest.mark.no_portable
 @pytest.mark.slow
 @pytest.mark.parametrize("recreate", [False, True])
 @pytest.mark.parametrize("kind_name", ["Semaphore", "SharedMemory"])
@@ -533,6 +536,7 @@ def mapped(name):
     return len(support.mappings(os.stat(SEMAPHORE.file_of(name)).st_ino))
 
 
+@pytest.mark.no_portable
 def test_loaded_handle_is_closed_with_its_object(way, kind, make):
     handle = make()
     before = open_fds(), mapped(handle.name) if kind is SEMAPHORE else None
@@ -759,6 +763,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.no_portable
 @pytest.mark.parametrize(("position", "value", "error"), MALFORMED, ids=lambda value: repr(value)[:30])
 def test_malformed_argument(arguments, position, value, error):
     changed = [*arguments[:position], value, *arguments[position + 1 :]]
@@ -802,6 +807,7 @@ def test_identity_of_an_object_of_another_kind(semaphore, segment, queue):
                     _rebuild(cls, name, other.__reduce__()[1][IDENTITY], mode, options)
 
 
+@pytest.mark.no_portable
 def test_every_part_of_the_identity_counts(arguments):
     """Device, inode, time of birth: one bit wrong in any of them, and it is another object."""
     identity = arguments[IDENTITY]

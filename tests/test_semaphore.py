@@ -476,6 +476,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.no_portable
 @pytest.mark.parametrize("flags", [0, O_CREAT], ids=("open", "O_CREAT"))
 @pytest.mark.parametrize("how", SPOILT)
 def test_file_that_is_no_semaphore(semaphore, how, flags):

@@ -269,6 +269,7 @@ def leave_a_semaphore(call_name, way, name, elsewhere):
         SEMAPHORE.remove(elsewhere)
 
 
+@pytest.mark.no_portable
 @pytest.mark.parametrize("way", WAYS_TO_LEAVE)
 @pytest.mark.parametrize("call_name", [key for key, call in BLOCKING_CALLS.items() if call.kind is SEMAPHORE])
 def test_a_semaphore_handle_goes_under_its_waiters(call_name, way, names):

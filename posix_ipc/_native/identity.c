@@ -183,7 +183,7 @@ identity_check_host(State *state, const Identity *wanted, PyObject *name)
     return 0;
 }
 
-/* Did the object live in another namespace than the one that names are looked up in here? */
+/* Did the object live in another namespace than the one that names are looked up in here? Who knows no identity says no. */
 static bool
 is_elsewhere(const Identity *wanted, const Identity *found, Kind kind)
 {
@@ -195,7 +195,7 @@ is_elsewhere(const Identity *wanted, const Identity *found, Kind kind)
         return here != 0 && wanted->namespace != 0 && here != wanted->namespace;
     }
     struct stat status;
-    return stat(SHM_DIRECTORY, &status) == 0 && (uint64_t)status.st_dev != wanted->device;
+    return wanted->device != 0 && stat(SHM_DIRECTORY, &status) == 0 && (uint64_t)status.st_dev != wanted->device;
 }
 
 void
