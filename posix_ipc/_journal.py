@@ -119,9 +119,12 @@ def token_of(pid: int) -> str | None:
 
 
 def own_token() -> str:
-    """The token of a tree whose root is this process."""
+    """The token of a tree whose root is this process. Raises OSError where nothing tells when that was started."""
     token = token_of(os.getpid())
-    assert token is not None  # it runs, and sees itself whatever is mounted on /proc
+    if token is None:
+        raise OSError(
+            errno.ENOENT, "tracked objects need a mounted proc(5), which tells processes apart", "/proc/self/stat"
+        )
     return token
 
 

@@ -43,19 +43,25 @@ def _all(entry: Entry) -> bool:
 Chosen = Callable[[Entry], bool]
 
 
-def sweep(log: Log = silent, wait: bool = True, ending: Collection[str] = (), chosen: Chosen = _all) -> Swept:
+def sweep(
+    log: Log = silent,
+    wait: bool = True,
+    ending: Collection[str] = (),
+    chosen: Chosen = _all,
+    trees: Collection[str] | None = None,
+) -> Swept:
     """Sweep every directory of this user. Unless `wait`, wait but shortly for another sweep that is under way.
 
     `ending` are tokens whose roots are about to end: they protect nothing any more. What is not `chosen` stays, and its
-    record. Raises OSError, with nothing removed in that directory, when it cannot be told who is alive (no descriptor
-    or memory left): nothing is guessed.
+    record; so does what the dead of other `trees` own, if their tokens are given. Raises OSError, with nothing removed
+    in that directory, when it cannot be told who is alive (no descriptor or memory left): nothing is guessed.
     """
     removed: list[Removed] = []
     owed: set[str] = set()
     blind = False
     for directory in _journal.directories():
         with _SweepLock(directory, wait):
-            swept = _sweep_one(directory, log, ending, chosen)
+            swept = _sweep_one(directory, log, ending, chosen, trees)
             removed += swept.removed
             owed |= swept.owed
             blind |= swept.blind
@@ -111,7 +117,9 @@ class _Item(NamedTuple):
     entry: Entry
 
 
-def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen) -> Swept:
+def _sweep_one(
+    directory: str, log: Log, ending: Collection[str], chosen: Chosen, trees: Collection[str] | None
+) -> Swept:
     """Do what the files of the dead in one directory ask for. What those in the others protect counts too."""
     records = Records(log, ending)
     if records.blind:
@@ -119,6 +127,8 @@ def _sweep_one(directory: str, log: Log, ending: Collection[str], chosen: Chosen
     swept = Swept([], set())
     in_this = f"{directory}/"
     dead = {file for file in records.files if not file.live and file.path.startswith(in_this)}
+    if trees is not None:
+        dead = {file for file in dead if file.token in trees}
     journals = [each for each in records.journals if each[0] in dead]
     items = [_Item(file, contents, entry) for file, contents in journals for entry in contents.entries]
     kept = {item.file for item in items if not chosen(item.entry)}
@@ -290,13 +300,17 @@ def remove_if_dead(path: str, read: Contents | None = None) -> None:
             os.unlink(path)
 
 
-def disown(identity: Identity, except_in: Collection[str] = ()) -> None:
-    """Nobody owns the object any more, as far as the journals say but those `except_in`, living and dead ones."""
-    while not all(_disown_in(directory, identity, except_in) for directory in _journal.directories()):
+def disown(identity: Identity, except_in: Collection[str] = (), struck: list[str] | None = None) -> None:
+    """Nobody owns the object any more, as far as the journals say but those `except_in`, living and dead ones.
+
+    `struck` receives the journals in which something was struck out, also when this fails half way.
+    """
+    struck = [] if struck is None else struck
+    while not all(_disown_in(directory, identity, except_in, struck) for directory in _journal.directories()):
         pass  # a record was no longer where it was read: its owner has moved it, so look again
 
 
-def _disown_in(directory: str, identity: Identity, except_in: Collection[str]) -> bool:
+def _disown_in(directory: str, identity: Identity, except_in: Collection[str], struck: list[str]) -> bool:
     """Could everything that was found be struck out?"""
     found = done = 0
     with _SweepLock(directory, wait=True):
@@ -306,5 +320,7 @@ def _disown_in(directory: str, identity: Identity, except_in: Collection[str]) -
             for slot in contents.slots_of(identity):
                 found += 1
                 with contextlib.suppress(FileNotFoundError):
-                    done += _ext._strike(file.path, slot, identity)
+                    if _ext._strike(file.path, slot, identity):
+                        struck.append(file.path)
+                        done += 1
     return found == done

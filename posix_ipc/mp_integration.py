@@ -67,15 +67,19 @@ class _Tracked:
 
         Raises ExistentialError if the object is gone.
         """
+        self._take(shared=True)  # who owned it may have sent it: what is in flight is kept as it was
+
+    def _take(self, shared: bool) -> None:
         was_owned = self.owned
-        process = _prepare() if was_owned else self._write_record(own=True)
+        process = _prepare() if was_owned else self._write_record(own=True, shared=shared)
+        struck: list[str] = []
         try:
             if not self._is_there():
                 raise _gone(self)
             own = [os.fsdecode(journal.path) for journal in process.journals]
-            _reaper.disown(self._identity, except_in=own)  # type: ignore[attr-defined]
+            _reaper.disown(self._identity, except_in=own, struck=struck)  # type: ignore[attr-defined]
         except Exception:
-            if not was_owned:  # whoever was the owner still is, and the next try begins anew
+            if not was_owned and not struck:  # whoever was the owner still is, and the next try begins anew
                 self._forget()  # type: ignore[attr-defined]
             raise
 
@@ -91,7 +95,7 @@ class _Tracked:
         reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]
         tree = _journal.tree_number(_inherited_token())
         if not self._share(tree):  # type: ignore[attr-defined]
-            process = self._write_record(own=False)
+            process = self._write_record(own=False, shared=True)
             tree = _journal.tree_number(process.token)  # another one by now, if the root was dead
         return (reduced[0], (*reduced[1], tree), *reduced[2:])
 
@@ -107,11 +111,11 @@ class _Tracked:
         name: str | bytes = self.name  # type: ignore[attr-defined]
         return os.fsencode(name)
 
-    def _write_record(self, own: bool) -> _journal.Process:
+    def _write_record(self, own: bool, shared: bool) -> _journal.Process:
         process = _prepare()
         while True:
             journals = list(process.journals)
-            if any(self._record(journal, self._kind, own) for journal in reversed(journals)):  # type: ignore[attr-defined]
+            if any(self._record(journal, self._kind, own, shared) for journal in reversed(journals)):  # type: ignore[attr-defined]
                 break
             _add_journal(process, full=len(journals))
         if own:
@@ -334,7 +338,7 @@ class IPCManager:
         while self._handles:
             try:
                 _end(self._handles.pop(), masked=failure)
-            except Exception as error:  # the others must go all the same; the first failure is raised in the end
+            except BaseException as error:  # Ctrl-C too: the others must go all the same; it is raised in the end
                 failure = error
         if failure is not exc_value and failure is not None:
             raise failure
@@ -351,7 +355,7 @@ def track(handle: _Plain) -> Any:
         if isinstance(handle, cls._plain):
             rebuild, (_, name, identity, mode, options, *_), *_ = handle.__reduce__()
             tracked = rebuild(cls, name, identity, mode, options | _TRACKED)
-            tracked.take_ownership()
+            tracked._take(shared=False)
             return tracked
     raise TypeError(f"not a handle of this package: {handle!r}")
 
@@ -509,7 +513,10 @@ def _add_journal(process: _journal.Process, full: int) -> None:
 
 
 def _clean_up_at_exit() -> None:
-    """Remove what this process owns and nobody else uses. The tracker does the rest, where it outlives this process."""
+    """Remove what the dead of this tree own, this process among them, and nobody uses.
+
+    What others have left is not for a process whose end somebody may wait for. The tracker does the rest.
+    """
     processes = _journal.existing()
     if not processes:
         return
@@ -521,11 +528,11 @@ def _clean_up_at_exit() -> None:
         process.close_journals()
     lines: list[str] = []
     with contextlib.suppress(OSError):
-        if tokens & _reaper.sweep(lines.append, wait=False, ending=ending).owed:
+        if tokens & _reaper.sweep(lines.append, wait=False, ending=ending, trees=tokens).owed:
             # Perhaps through other handles of this process: one that attached, or came from a pickle. Nobody keeps a
             # list of these, for attaching is to cost nothing.
             _close(_all_handles())
-            _reaper.reap(lines.append, wait=False, ending=ending)
+            _reaper.sweep(lines.append, wait=False, ending=ending, trees=tokens)
     _log("at its end", lines)
 
 

@@ -179,21 +179,30 @@ def pretend_tracker(token):
     return _ext.Journal(f"{_journal.directory()}/{token}.tracker", 1)
 
 
-def die_after(function, *args):
-    """In a tree of its own that ends at once, and cleans nothing up."""
+def in_a_worker(function, *args):
+    """In a process of this tree, which ends at once and cleans nothing up."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            tracker = belong_to_a_new_tree()
             function(*args)
-            del tracker
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def die_after(function, *args):
+    """In a tree of its own that ends at once, and cleans nothing up."""
+
+    def be_a_tree():
+        tracker = belong_to_a_new_tree()
+        function(*args)
+        del tracker
+
+    in_a_worker(be_a_tree)
 
 
 def wait_until_gone(objects, timeout=30):

@@ -8,7 +8,7 @@ import os
 import sys
 
 import pytest
-from lifetime import DIRECTORY, existing
+from lifetime import DIRECTORY, die_after, existing, make
 from support import run_privately, run_python
 
 from posix_ipc import _journal, _reaper
@@ -42,6 +42,18 @@ def end_beside_a_sweep():
 @pytest.mark.slow
 def test_g1_an_end_beside_a_sweep():
     run_privately(end_beside_a_sweep)
+
+
+def end_beside_orphans():
+    die_after(make, "SharedMemory", "/orphan")
+    end()
+    assert not existing(MADE)
+    assert existing([("SharedMemory", "/orphan")])
+    assert [each.name for each in _reaper.reap()] == ["/orphan"]
+
+
+def test_an_end_is_not_held_up_by_what_others_have_left():
+    run_privately(end_beside_orphans)
 
 
 def end_with_other_handles():

@@ -8,7 +8,7 @@ import signal
 import sys
 
 import pytest
-from lifetime import BY_NAME, belong_to_a_new_tree, die_after, existing, make
+from lifetime import BY_NAME, belong_to_a_new_tree, die_after, existing, in_a_worker, make
 from support import KINDS, run_privately, skip
 
 from posix_ipc import ExistentialError, _journal, _reaper, unlink_message_queue
@@ -95,7 +95,7 @@ def test_what_is_gone_cannot_be_taken(kind, name):
     attached.close()
 
 
-def fail_to_strike(identity, except_in):
+def fail_to_strike(identity, except_in, struck):
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
@@ -130,6 +130,33 @@ def fail_and_try_again():
         os.waitpid(maker, 0)
 
 
+def fail_half_way():
+    def strike_and_fail(identity, except_in, struck):
+        strike(identity, except_in, struck)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ours, theirs = multiprocessing.Pipe()
+    maker = os.fork()
+    if maker == 0:
+        be_robbed(theirs)
+    try:
+        taken = SharedMemory.attach(ours.recv())
+        strike, _reaper.disown = _reaper.disown, strike_and_fail
+        with pytest.raises(OSError, match="Too many"):
+            taken.take_ownership()
+        _reaper.disown = strike
+        ours.send("Are you the owner?")
+        assert (ours.recv(), taken.owned) == (False, True)
+    finally:
+        os.kill(maker, signal.SIGKILL)
+        os.waitpid(maker, 0)
+
+
+@pytest.mark.slow
+def test_what_was_taken_half_way_is_not_without_an_owner():
+    run_privately(fail_half_way)
+
+
 @pytest.mark.slow
 def test_what_could_not_be_taken_has_one_owner_and_is_taken_the_next_time():
     run_privately(fail_and_try_again)
@@ -161,6 +188,40 @@ def goes_with_its_process(kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_tracked_later_goes_with_its_process(kind):
     run_privately(goes_with_its_process, kind)
+
+
+def track_in_a_worker(kind):
+    tracker = belong_to_a_new_tree()
+    keeper = SharedMemory(size=8)  # this root has something to live for
+    in_a_worker(lambda: track(BY_NAME[kind].create("/plain")))
+    assert [each.name for each in _reaper.reap()] == ["/plain"]
+    assert not existing([(kind, "/plain")])
+    del tracker, keeper
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NAMES)
+def test_g4_what_a_worker_tracked_later_and_never_shared_goes_with_it(kind):
+    run_privately(track_in_a_worker, kind)
+
+
+def take_what_is_in_flight(kind, inherited):
+    tracker = belong_to_a_new_tree()
+    sent = make(kind, "/sent")
+    pickled = pickle.dumps(sent)
+    in_a_worker(lambda: (sent if inherited else type(sent).attach("/sent")).take_ownership())
+    sent.close()
+    assert _reaper.reap() == []
+    received = pickle.loads(pickled)
+    received.unlink()
+    del tracker, received
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inherited", [True, False], ids=["by the handle it inherited", "by name"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_g5_what_is_in_flight_is_kept_when_who_took_it_dies(kind, inherited):
+    run_privately(take_what_is_in_flight, kind, inherited)
 
 
 # ---- how it is written down ----

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, make, trackers
+from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, in_a_worker, make, trackers
 from support import (
     KINDS,
     NOBODY,
@@ -265,15 +265,6 @@ def test_g6_what_took_the_name_while_a_sweep_looked_stays(kind):
 
 def journals_of_workers():
     return list(DIRECTORY.glob(f"{os.getpid()}-*.j*"))
-
-
-def in_a_worker(function, *args):
-    """In a process of this tree, which ends at once and cleans nothing up."""
-    child = os.fork()
-    if child == 0:
-        function(*args)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def send(kind, name):

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 
 import psutil
@@ -14,7 +15,7 @@ from support import SMALL_QUEUE, open_fds, run_privately, run_python, wait_until
 from test_exhaustion import limit, no_address_space_left
 
 from posix_ipc import ExistentialError, _journal, mp_integration
-from posix_ipc.mp_integration import IPCManager, Semaphore
+from posix_ipc.mp_integration import IPCManager, Semaphore, SharedMemory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
 
@@ -116,6 +117,29 @@ def leave_a_manager_that_fails(in_flight):
 @pytest.mark.parametrize("in_flight", [False, True], ids=["left normally", "left by an exception"])
 def test_a_manager_whose_cleanup_fails(in_flight):
     run_privately(leave_a_manager_that_fails, in_flight)
+
+
+def interrupt_a_manager(in_flight):
+    """Ctrl-C in the midst of cleaning up: the others go all the same."""
+    names = []
+
+    class Interrupted(SharedMemory):
+        def unlink(self):
+            super().unlink()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), IPCManager() as ipc:
+        made = [ipc.SharedMemory(size=8) for _ in range(3)]
+        made[1].__class__ = Interrupted
+        names += [("SharedMemory", each.name) for each in made]
+        if in_flight:
+            raise BlockError
+    assert not existing(names)
+
+
+@pytest.mark.parametrize("in_flight", [False, True], ids=["left normally", "left by an exception"])
+def test_a_manager_that_ctrl_c_interrupts_at_its_end(in_flight):
+    run_privately(interrupt_a_manager, in_flight)
 
 
 def test_a_manager_that_is_left_normally_starts_no_process():

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -129,3 +130,16 @@ def test_a_process_that_is_gone_has_no_token():
         root.send_signal(signal.SIGKILL)
         root.wait()
         assert not _journal.root_lives(token)
+
+
+def import_without_proc():
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+    done = run_python("import posix_ipc.mp_integration", check=False)
+    assert done.returncode == 1
+    last_line = done.stderr.splitlines()[-1]
+    assert last_line.startswith("FileNotFoundError: ")
+    assert "tracked objects need a mounted proc(5)" in last_line
+
+
+def test_without_proc_tracking_says_so():
+    run_privately(import_without_proc)

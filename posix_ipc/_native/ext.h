@@ -250,7 +250,6 @@ typedef struct {
 /* What makes a handle a tracked one. */
 typedef struct {
     bool active;
-    bool from_pickle;
     uint64_t tree; /* whose root keeps it, for it came from a pickle that was made there; 0: none, or not known */
     Record record;
 } Tracking;

@@ -286,7 +286,7 @@ attach(State *state, PyObject *op, PyObject *arg, mode_t mode, int options, cons
         goto error;
     }
     install(state, (MessageQueueObject *)op, handle, &request, name, encoded, mode, true,
-            (Tracking){.active = tracked, .from_pickle = wanted != NULL});
+            (Tracking){.active = tracked});
     return 0;
 error:
     PyMem_Free(handle);

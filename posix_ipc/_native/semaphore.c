@@ -170,7 +170,7 @@ attach(State *state, PyObject *op, PyObject *arg, mode_t mode, bool tracked, con
     }
     handle->semaphore = opened.semaphore;
     install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, true,
-            (Tracking){.active = tracked, .from_pickle = wanted != NULL});
+            (Tracking){.active = tracked});
     return 0;
 error:
     PyMem_Free(handle);

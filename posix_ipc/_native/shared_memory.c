@@ -387,7 +387,7 @@ attach(State *state, PyObject *op, PyObject *arg, mode_t mode, bool read_only, b
 {
     PyObject *name, *encoded;
     OpenRequest request = {.read_only = read_only};
-    Tracking tracking = {.active = tracked, .from_pickle = wanted != NULL};
+    Tracking tracking = {.active = tracked};
     FileFacts facts;
     int error;
     if (args_name(arg, &name, &encoded) < 0) {

@@ -61,8 +61,9 @@ tracked_share(PyObject *op, PyObject *arg)
 }
 
 const char tracked_record_doc[] =
-"_record($self, journal, kind, own, /)\n--\n\n"
-"Write down in this process's journal that it owns the object, or else only that it must stay. False: no slot is free.";
+"_record($self, journal, kind, own, shared, /)\n--\n\n"
+"Write down in this process's journal that it owns the object, or else only that it must stay; and whether others may be\n"
+"about to open it. False: no slot is free.";
 
 PyObject *
 tracked_record(PyObject *op, PyObject *args)
@@ -70,9 +71,9 @@ tracked_record(PyObject *op, PyObject *args)
     NamedObject *self = (NamedObject *)op;
     State *state = state_of(op);
     PyObject *arg;
-    int kind, own;
+    int kind, own, shared;
     Record record = {.index = -1};
-    if (state == NULL || !PyArg_ParseTuple(args, "Oip:_record", &arg, &kind, &own) ||
+    if (state == NULL || !PyArg_ParseTuple(args, "Oipp:_record", &arg, &kind, &own, &shared) ||
         (record.journal = as_journal(state, arg)) == NULL) {
         return NULL;
     }
@@ -92,8 +93,7 @@ tracked_record(PyObject *op, PyObject *args)
     else {
         record.identity = self->identity;
         record.index = journal_add(record.journal, own ? SLOT_OWNED : SLOT_CLAIM, (Kind)kind,
-                                   record_name(PyBytes_AS_STRING(self->encoded)), &self->identity,
-                                   !own || self->tracking.from_pickle);
+                                   record_name(PyBytes_AS_STRING(self->encoded)), &self->identity, shared);
         error = record.index < 0 ? NO_SLOT : 0;
         if (error == 0) { /* a claim of before stays: for pickles in flight, which may be those of another handle */
             Py_INCREF(record.journal);
