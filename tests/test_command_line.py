@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -682,15 +683,16 @@ def on_terminal(*arguments, columns=80, until=None, end=None, env=None):
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"COLUMNS": str(columns), "TERM": "xterm-256color", **(env or {})})
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored by what a shell runs in the background
         os.execv(sys.executable, [sys.executable, "-c", MAIN, *map(str, arguments)])
     written = b""
     with contextlib.suppress(OSError):  # EIO is the end of a terminal
-        while chunk := os.read(terminal, 4096):
+        while select.select([terminal], [], [], 60)[0] and (chunk := os.read(terminal, 4096)):
             written += chunk
             if until is not None and until in written:
                 os.kill(pid, end) if end else os.write(terminal, b"\x03")
                 until = None
-    os.close(terminal)
+    os.close(terminal)  # which ends what still runs, by SIGHUP
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), written.decode()
 
 
