@@ -108,7 +108,7 @@ def explain(each: IPCObject, width: int | None) -> list[Line]:
     for label, texts in (
         ("contents", [_contents(each)]),
         ("owner", [f"{each.owner}, {permission_words(each.mode)}"]),
-        ("made", [_made(each)]),
+        ("used" if each.kind == "message_queue" else "made", [_made(each)]),
         ("identity", [_identity(each)]),
         ("held by", [_holder(holder) for holder in each.holders] or ["nobody that can be seen"]),
         ("tracked", [_owner(owner) for owner in each.owners] or ["no: it stays until somebody unlinks it"]),
@@ -140,7 +140,9 @@ def _made(each: IPCObject) -> str:
     if each.created is None:
         return "not known"
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.created))
-    return f"{moment}, {age_words(time.time() - each.created)} ago"
+    # Each message sets the time of a queue anew.
+    what = "last used or made " if each.kind == "message_queue" else ""
+    return f"{what}{moment}, {age_words(time.time() - each.created)} ago"
 
 
 def _identity(each: IPCObject) -> str:

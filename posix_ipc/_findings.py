@@ -63,7 +63,10 @@ class IPCObject:
     owner: str
     """The name of the user, or the number of one that has none."""
     created: float | None
-    """Seconds since the epoch; None where the file system does not tell."""
+    """Seconds since the epoch; None where the file system does not tell.
+
+    Of a queue when a message was last sent or received, or else it was made: the kernel keeps no more.
+    """
     holders: tuple[Holder, ...]
     tracked: bool
     """Does a journal list it as owned?"""

@@ -80,7 +80,7 @@ def _look_at_queue(name: bytes) -> tuple[Any, ...] | None:
         return None
     with contextlib.closing(queue):
         facts = _ext._facts(queue.mqd)
-        # The kernel sets the time of modification at creation alone; the others change with each message.
+        # The kernel sets all times of a queue anew with each message: none tells when it was made.
         created = os.fstat(queue.mqd).st_mtime
         return (
             facts[:3], facts[3], facts[4], created,

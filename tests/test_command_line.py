@@ -123,6 +123,11 @@ def test_why_tells_value_and_messages(name, semaphore, queue):
     assert "1 messages of at most 2, each of up to 64 bytes" in command("why", name, "--kind", "queue", status=0).stdout
 
 
+def test_why_of_a_queue_does_not_claim_to_know_when_it_was_made(name, queue):
+    queue(name)
+    assert re.search(r"^  used +last used or made 2", command("why", name, status=0).stdout, re.MULTILINE)
+
+
 def test_why_of_nothing(name):
     done = command("why", name, status=2)
     assert name in done.stderr

@@ -42,7 +42,7 @@ from support import (
 )
 
 import posix_ipc
-from posix_ipc import _holders, _journal, _owners, _reaper
+from posix_ipc import _describe, _holders, _journal, _owners, _reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leak detection is for Linux")
 leaks = pytest.importorskip("posix_ipc.leaks")
@@ -238,6 +238,18 @@ def test_facts_of_a_queue(queue):
     assert found.identity[:2] == (status.st_dev, status.st_ino)
     assert (found.mode, found.uid) == (0o600, os.geteuid())
     assert before - 2 < found.created < time.time() + 1  # whole seconds, of a clock that lags by a tick
+
+
+def test_created_of_a_queue_follows_its_last_use(queue):
+    """The kernel keeps no more. So min_age spares what was used recently, and nobody may call it the creation."""
+    handle = queue()
+    made = look(handle.name)
+    time.sleep(1.1)
+    handle.send(b"one")
+    used = look(handle.name)
+    assert used.created > made.created  # whole seconds
+    text = "".join(span.text for line in _describe.explain(used, None) for span in line)
+    assert "last used or made " + time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(used.created)) in text
 
 
 def test_owners(tree_of_one):
