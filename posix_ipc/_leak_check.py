@@ -200,12 +200,15 @@ class Check:
                 left = self._settle()
             left.describe(self.report)
             lost = self._trace is not None and self._trace.is_lost()
+            full = self._trace is not None and self._trace.is_full()
         finally:
             self.abandon()
         if lost:
             warnings.warn(
                 "leak_check: the block removed the file in which children report what they create", RuntimeWarning, 3
             )
+        if full:  # else what nobody could hear of would pass for nothing
+            warnings.warn("leak_check: children created more than can be kept: not all is known", RuntimeWarning, 3)
         return self.report
 
     def abandon(self) -> None:

@@ -100,7 +100,7 @@ class LeakReport:
 
     def __str__(self) -> str:
         if not self:
-            return "nothing was left behind"
+            return f"nothing {'is known to have been' if self.incomplete else 'was'} left behind{self._reservation()}"
         counts = (
             _counted(len(self.objects), "object", "objects"),
             _counted(len(self.fds), "descriptor", "descriptors"),
@@ -110,9 +110,10 @@ class LeakReport:
         runs = "" if self.runs == 1 else f"after each of {self.runs} runs, the last time "
         lines = [f"left behind: {runs}{', '.join(filter(None, counts))}"]
         lines += map(str, (*self.objects, *self.fds, *self.mappings, *self.children))
-        if self.incomplete:
-            lines.append("not all that children created could be kept: more may be left")
-        return "\n".join(lines)
+        return "\n".join(lines) + self._reservation()
+
+    def _reservation(self) -> str:
+        return "\nnot all that children created could be kept: more may be left" if self.incomplete else ""
 
 
 def _counted(count: int, one: str, many: str) -> str:

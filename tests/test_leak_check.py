@@ -426,7 +426,7 @@ def test_torn_lines_are_skipped(name):
     SEMAPHORE.remove(name)
 
 
-def test_more_than_can_be_written_down_is_told(names, monkeypatch):
+def test_more_than_can_be_written_down_is_told(names, monkeypatch, recwarn):
     monkeypatch.setattr(_trace, "MOST_BYTES", 10)
     made = [names(), names()]
     with leaking() as report:
@@ -435,8 +435,24 @@ def test_more_than_can_be_written_down_is_told(names, monkeypatch):
     assert only(report, "objects").name == made[0]
     assert report.incomplete
     assert "more may be left" in str(report)
+    assert "more than can be kept" in str(recwarn.pop(RuntimeWarning).message)
     for name in made:
         SEMAPHORE.remove(name)
+
+
+def test_nothing_is_no_clean_bill_if_reports_were_cut_off(names, monkeypatch):
+    monkeypatch.setattr(_trace, "MOST_BYTES", 0)
+    made = names()
+    with pytest.warns(RuntimeWarning, match="more than can be kept") as warned, leak_check() as report:
+        run_child("fork", leaving.make, "Semaphore", made)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert not report
+    assert report.incomplete
+    assert str(report).splitlines() == [
+        "nothing is known to have been left behind",
+        "not all that children created could be kept: more may be left",
+    ]
+    SEMAPHORE.remove(made)
 
 
 def test_file_of_the_children_that_the_block_removes(names, recwarn):
