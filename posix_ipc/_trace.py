@@ -1,8 +1,9 @@
 """Who creates named objects, and where: heard from audit events, in this process and in the children it makes.
 
 A forked child inherits what is traced. One of another start method finds it in its multiprocessing configuration, whose
-unpickling begins the tracing there before anything of the child's own runs. Children append what they do, as lines of
-JSON, to a file of the process that asked.
+unpickling begins the tracing there before its target is unpickled and runs. `__main__`, with what it imports, may be
+imported before that, under spawn and forkserver: what they create in the child is missed. Children append what they do,
+as lines of JSON, to a file of the process that asked.
 """
 
 from __future__ import annotations
