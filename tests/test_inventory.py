@@ -4,10 +4,12 @@ Where it matters that nobody else looks or reaps, it is asked where /dev/shm, qu
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -42,7 +44,7 @@ from support import (
 )
 
 import posix_ipc
-from posix_ipc import _describe, _holders, _journal, _owners, _reaper
+from posix_ipc import _describe, _helper, _holders, _journal, _owners, _probe, _reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leak detection is for Linux")
 leaks = pytest.importorskip("posix_ipc.leaks")
@@ -735,6 +737,24 @@ def test_helper_of_a_frozen_application():
 @pytest.mark.slow
 def test_helper_fails():
     run_privately(look_without_a_helper)
+
+
+def test_a_look_without_descriptors_lists_no_queue_that_may_not_exist(monkeypatch, queue):
+    """Which error came first says nothing of the queue: it could not be looked at."""
+    names = [os.fsencode(queue().name), b"/" + unique_name().lstrip("/").encode()]
+
+    def ask(function, given):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            return function(given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    monkeypatch.setattr(_helper, "ask", ask)
+    answers = _probe.look(names, [], [])
+    assert answers.queues == {}
+    assert os.strerror(errno.EMFILE) in answers.failure
 
 
 @pytest.mark.slow
