@@ -96,6 +96,23 @@ def test_example_of_the_pytest_plugin(pytester, monkeypatch):
     result.assert_outcomes(passed=1)
 
 
+def test_the_page_tells_which_commands_take_which_options():
+    from posix_ipc import __main__
+
+    (commands,) = (action.choices for action in __main__.parser()._actions if action.dest == "command")
+
+    def takers(option):
+        return {name for name, each in commands.items() if option in each._option_string_actions}
+
+    page = " ".join((ROOT / "docs" / "command-line.md").read_text().split())
+    without_json, with_kind, with_prefix = re.search(
+        r"All but (.*?) take `--json`\. `--kind .*? for (.*?); `--prefix TEXT` for (.*?)\. Names", page
+    ).groups()
+    assert set(re.findall(r"`(\w+)`", without_json)) == commands.keys() - {"names"} - takers("--json")
+    assert set(re.findall(r"`(\w+)`", with_kind)) == takers("--kind")
+    assert set(re.findall(r"`(\w+)`", with_prefix)) == takers("--prefix")
+
+
 @pytest.mark.slow
 def test_pictures_can_be_drawn(tmp_path):
     """`make pictures` draws those that the page shows."""
