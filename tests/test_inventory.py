@@ -4,6 +4,7 @@ Where it matters that nobody else looks or reaps, it is asked where /dev/shm, qu
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -240,6 +241,12 @@ def test_facts_of_a_queue(queue):
     assert found.identity[:2] == (status.st_dev, status.st_ino)
     assert (found.mode, found.uid) == (0o600, os.geteuid())
     assert before - 2 < found.created < time.time() + 1  # whole seconds, of a clock that lags by a tick
+
+
+def test_what_is_told_of_an_object_is_frozen(segment):
+    found = look(segment().name)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.verdict = "orphan"
 
 
 def test_created_of_a_queue_follows_its_last_use(queue):

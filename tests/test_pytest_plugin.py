@@ -9,6 +9,13 @@ from support import KINDS, PACKAGE_PARENT, TESTS, run_python, unique_name
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"), pytest.mark.slow]
 pytest.importorskip("posix_ipc.mp_integration")
 
+
+def test_this_suite_is_checked(pytestconfig):
+    if not pytestconfig.pluginmanager.hasplugin("posix_ipc"):
+        pytest.skip("the plugin is off")
+    assert pytestconfig.getoption("ipc_leaks") == "error"
+
+
 # A suite of tests that leave things behind; each gets names of its own, and a session clears up.
 PRELUDE = """
 import multiprocessing, os, subprocess, sys
