@@ -113,12 +113,12 @@ class _Run:
         self._process = self._start()
         try:
             self._attend()
-            if self._is_stopped():
+            if not self._is_stopped():
+                self._look_at_what_is_left()
+            if self._is_stopped():  # be it during that look, which is not complete then
                 result.interrupted = True
                 if result.status == PASSED:
                     result.status, result.reason = INTERRUPTED, "interrupted"
-            else:
-                self._look_at_what_is_left()
         finally:
             self._end()
             self._sweep_away()
@@ -222,14 +222,18 @@ class _Run:
     def _look_at_what_is_left(self) -> None:
         """First while the scenario's process still lives, then after its end."""
         if self._finished and self._process.poll() is None:
-            for text in _look_until_gone(self._left_while_it_lives, AFTERWARDS):
-                self._result.violated(f"left behind: {text}")
+            self._demand_gone(self._left_while_it_lives)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(AFTERWARDS)
-        for text in _look_until_gone(self._left_after_its_end, AFTERWARDS):
-            self._result.violated(f"left behind: {text}")
+        _look_until_gone(lambda: [self._process] if self._process.poll() is None else [], AFTERWARDS, self._is_stopped)
+        self._demand_gone(self._left_after_its_end)
+
+    def _demand_gone(self, look: Callable[[], list[str]]) -> None:
+        """What is left when there was time for it to go is a violation; when it was stopped there was not."""
+        left = _look_until_gone(look, AFTERWARDS, self._is_stopped)
+        if not self._is_stopped():
+            for text in left:
+                self._result.violated(f"left behind: {text}")
 
     def _left_while_it_lives(self) -> list[str]:
         left = self._objects()
@@ -277,10 +281,12 @@ class _Run:
             )
 
 
-def _look_until_gone(look: Callable[[], list[_Left]], seconds: float) -> list[_Left]:
-    """Look until nothing is there; what is there in the end."""
+def _look_until_gone(
+    look: Callable[[], list[_Left]], seconds: float, is_stopped: Callable[[], bool] = lambda: False
+) -> list[_Left]:
+    """Look until nothing is there, or it is stopped; what is there in the end."""
     deadline = time.monotonic() + seconds
-    while (left := look()) and time.monotonic() < deadline:
+    while (left := look()) and time.monotonic() < deadline and not is_stopped():
         time.sleep(0.02)
     return left
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # stress/ stands beside the package, and is not installed with it
 
 from stress import faults, outside, report, runner, scenario  # noqa: E402
-from stress.result import FAILED, PASSED, SKIPPED, together  # noqa: E402
+from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, together  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -99,7 +100,7 @@ def test_ctrl_c_ends_with_the_summary_and_leaves_nothing(tmp_path):
 def run(monkeypatch):
     """A function that runs the body of a scenario, a line of Python."""
 
-    def run(body, after=0.3, duration=5.0):
+    def run(body, after=0.3, duration=5.0, count=None, is_stopped=lambda: False):
         code = (
             "import os, subprocess, sys, time, posix_ipc\n"
             "from stress import entry, scenario\n"
@@ -109,10 +110,9 @@ def run(monkeypatch):
         )
         monkeypatch.setattr(runner, "ENTRY", ("-c", code))
         monkeypatch.setattr(runner, "AFTERWARDS", after)
-        settings = runner.Settings(seed=1, method="fork", processes=2, duration=duration)
-        return runner.run(
-            scenario.Scenario(0, "test", "i", "f", "steps", lambda context: None), settings, lambda _: None
-        )
+        settings = runner.Settings(seed=1, method="fork", processes=2, duration=duration, count=count)
+        test = scenario.Scenario(0, "test", "i", "f", "steps", lambda context: None)
+        return runner.run(test, settings, lambda _: None, is_stopped)
 
     return run
 
@@ -130,6 +130,20 @@ def test_a_skipped_scenario_says_why_and_is_counted_apart(run):
     summary = report.summary([passed, skipped])
     assert "1 passed, 1 skipped.\nskipped: test [fork]: no moon tonight" in summary
     assert report.exit_status([passed, skipped]) == 0
+
+
+def test_ctrl_c_during_the_look_from_outside_ends_it_early(run, monkeypatch):
+    """What is there then is no violation, as it might have gone yet."""
+    began = time.monotonic()
+    looks = []
+    look = outside.objects
+    monkeypatch.setattr(outside, "objects", lambda *args: looks.append(time.monotonic()) or look(*args))
+    body = "context.done('steps'), posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX).close()"
+    result = run(body, after=30.0, is_stopped=lambda: len(looks) > 20)  # a sample is one look, every half a second
+    assert time.monotonic() - began < 20
+    assert (result.status, result.interrupted, result.operations) == (INTERRUPTED, True, 1)
+    assert report.exit_status([result]) == 130
+    assert not outside.files(result.prefix)
 
 
 def test_rounds_of_a_soak_are_summed_up(run):
