@@ -124,6 +124,9 @@ class _Run:
             self._sweep_away()
             self._take_reports(0)
             self._reader.close()
+        count = self._settings.count
+        if result.status == PASSED and count is not None and result.operations < count:
+            result.violated(f"{result.operations:,} of {count:,} {result.unit} were done in the time there is for them")
         if result.status == PASSED and not result.operations:
             result.violated(f"nothing was done: 0 {result.unit}, which shows nothing")
         result.seconds = time.monotonic() - self._began

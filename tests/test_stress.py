@@ -132,6 +132,14 @@ def test_a_skipped_scenario_says_why_and_is_counted_apart(run):
     assert report.exit_status([passed, skipped]) == 0
 
 
+def test_fewer_operations_than_were_asked_for_are_a_violation(run, monkeypatch):
+    assert run("[context.done('steps') for step in context.steps()]", count=5).status == PASSED
+    monkeypatch.setattr(runner, "LONGEST_BY_COUNT", 0.5)
+    result = run("[(context.done('steps'), time.sleep(0.1)) for step in context.steps()]", count=1000)
+    assert result.status == FAILED
+    assert re.fullmatch("[1-9] of 1,000 steps were done .*", result.violations[0])
+
+
 def test_ctrl_c_during_the_look_from_outside_ends_it_early(run, monkeypatch):
     """What is there then is no violation, as it might have gone yet."""
     began = time.monotonic()

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import copy
 import gc
+import itertools
 import os
 import random
 import signal
@@ -41,9 +42,9 @@ def work(context: Context, index: int, shared: str) -> None:
     descriptors, threads = opened(), running()
     choose = context.random("work", index)
     steps = context.steps(parts=context.processes)
-    while next(steps, None) is not None:
+    for step in steps:
         posix_ipc.MessageQueue(own, posix_ipc.O_CREAT, **QUEUE).close()
-        storm = Storm(context, [own, shared], choose.random(), steps)
+        storm = Storm(context, [own, shared], choose.random(), itertools.chain((step,), steps))  # its first call's
         storm.run()
         storm.come_to_rest()
         until_equal(context, "threads", running, threads)

@@ -42,8 +42,10 @@ def run(context: Context) -> None:
         if time.monotonic() >= next_kill:
             crew.kill_one(choose)
             next_kill = time.monotonic() + choose.uniform(0, 2 * kill_every)
+        crew.count()
         time.sleep(0.005)
     crew.finish(queues)
+    crew.count()
     check_arrivals(context, page, crew)
     page.close()
     for queue in queues:
@@ -171,7 +173,6 @@ def receive_all(context: Context, senders: int, names: list[str], seed: int) -> 
             f"out of order: of sender {sender}, priority {priority}, message {number} came after {before}",
         )
         last[which, sender, priority] = number
-        context.done("messages")
     for queue in queues:
         queue.close()
     page.close()
@@ -197,6 +198,7 @@ class Crew:
         self._senders = {number: self._start_sender(number, senders) for number in range(senders)}
         self._receivers = [self._start_receiver(senders) for _ in range(max(1, context.processes - senders))]
         self.killed_receivers = 0
+        self._counted = 0
         self.doubtful: set[tuple[int, int]] = set()
         """(sender, number) of messages whose sender was killed as it sent them."""
 
@@ -209,6 +211,12 @@ class Crew:
 
     def senders_work(self) -> bool:
         return any(process.is_alive() for process in self._senders.values())
+
+    def count(self) -> None:
+        """What was sent, by the page: who is killed takes what he has counted, but not yet written, with him."""
+        sent = sum(self._page.progress(number)[1] for number in self._senders)
+        self._context.done("messages", sent - self._counted)
+        self._counted = sent
 
     def kill_one(self, choose: random.Random) -> None:
         senders = len(self._senders)

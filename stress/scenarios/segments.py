@@ -51,14 +51,16 @@ def make(context: Context, index: int, makers: int, name: str) -> None:
     choose = context.random("make", index)
     kept: list[tuple[memoryview, int]] = []
     steps = context.steps(parts=makers)
+    step = next(steps, None)  # of the next resize
     mark = 0
-    for _ in steps:
+    while step is not None:
         mark = mark % 255 + 1
         segment = create(context, choose, name, mark)
         for _ in range(choose.randrange(RESIZES)):
             resize(context, choose, segment, mark)
             context.done("resizes")
-            if next(steps, None) is None:
+            step = next(steps, None)
+            if step is None:
                 break
         kept.append((segment.buf[:HEAD], mark))
         segment.unlink()
