@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from stress import report
 from stress.report import seconds_as_text
-from stress.result import FAILED, Result, Sample, Series, percentiles
+from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, Result, Sample, Series, percentiles
 
 WIDTH, HEIGHT = 460, 170
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 22
@@ -48,13 +49,16 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var
 
 
 def write_page(path: str, results: list[Result]) -> None:
-    failed = any(result.status == FAILED for result in results)
-    verdict = "Not every invariant held" if failed else "Every invariant held"
+    verdict = report.verdict(results)
+    statuses = {result.status for result in results}
+    if any(result.interrupted for result in results):
+        statuses.add(INTERRUPTED)
+    status = next((each for each in (FAILED, INTERRUPTED, PASSED) if each in statuses), SKIPPED)  # its colour
     seconds = sum(result.seconds for result in results)
     operations = sum(result.done.total() for result in results)
     where = f"{time.strftime('%Y-%m-%d %H:%M')}, {platform.platform()}, Python {platform.python_version()}"
     body = [
-        f'<h1 class="{"failed" if failed else "passed"}">{verdict}</h1>',
+        f'<h1 class="{status}">{verdict}</h1>',
         f"<p>{seconds:,.0f} s, {operations:,} operations. A clean run gives confidence in proportion to its length.",
         f'<p class="soft">{_text(where)}',
         _summary(results),

@@ -84,6 +84,19 @@ def _failure(result: Result) -> str:
     return "\n".join(lines)
 
 
+def verdict(results: list[Result]) -> str:
+    """In a few words. That every invariant held says only a run of which nothing failed and all was done."""
+    some = {result.status for result in results}
+    if FAILED in some:
+        return "Not every invariant held"
+    if any(result.interrupted for result in results):
+        return "Interrupted: every invariant held until then"
+    if PASSED not in some:
+        return "Nothing was checked"
+    skipped = sum(result.status == SKIPPED for result in results)
+    return f"Every invariant held, but {skipped} skipped" if skipped else "Every invariant held"
+
+
 def _verdict(results: list[Result]) -> str:
     of = {
         status: [each for each in results if each.status == status] for status in (PASSED, FAILED, SKIPPED, INTERRUPTED)
@@ -95,9 +108,8 @@ def _verdict(results: list[Result]) -> str:
     if ran:
         seconds = sum(result.seconds for result in ran)
         operations = sum(result.done.total() for result in ran)
-        held = "Every invariant held" if not of[FAILED] else "Not every invariant held"
         lines.append(
-            f"{held} for {seconds:,.0f} s and {operations:,} operations: "
+            f"{verdict(results)}, in {seconds:,.0f} s and {operations:,} operations: "
             "a clean run gives confidence in proportion to how long it ran."
         )
     return "\n".join(lines)

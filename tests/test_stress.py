@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # stress/ stands beside the package, and is not installed with it
 
 from stress import faults, outside, report, runner, scenario  # noqa: E402
+from stress.page import write_page  # noqa: E402
 from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, together  # noqa: E402
 
 pytestmark = [
@@ -138,6 +139,23 @@ def test_fewer_operations_than_were_asked_for_are_a_violation(run, monkeypatch):
     result = run("[(context.done('steps'), time.sleep(0.1)) for step in context.steps()]", count=1000)
     assert result.status == FAILED
     assert re.fullmatch("[1-9] of 1,000 steps were done .*", result.violations[0])
+
+
+def test_the_page_says_what_happened(run, tmp_path):
+    page = tmp_path / "page.html"
+
+    def title(*results):
+        write_page(str(page), list(results))
+        return re.search("<h1[^>]*>(.*)</h1>", page.read_text())[0]
+
+    passed, skipped = run("context.done('steps')"), run("context.skip('no moon')")
+    interrupted = run("context.done('steps'), time.sleep(9)", is_stopped=lambda: True)
+    failed = run("context.violated('x')")
+    assert title(passed) == '<h1 class="passed">Every invariant held</h1>'
+    assert title(passed, skipped) == '<h1 class="passed">Every invariant held, but 1 skipped</h1>'
+    assert title(skipped) == '<h1 class="skipped">Nothing was checked</h1>'
+    assert 'class="interrupted">Interrupted' in title(passed, interrupted)
+    assert title(passed, interrupted, failed) == '<h1 class="failed">Not every invariant held</h1>'
 
 
 def test_ctrl_c_during_the_look_from_outside_ends_it_early(run, monkeypatch):
