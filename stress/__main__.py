@@ -42,6 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     return report.exit_status(results)
 
 
+def _written_file(path: str) -> str:
+    """One that can be written, which is better known before a long run than after it."""
+    try:
+        with open(path, "a"):
+            return path
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {path!r}: {error.strerror}") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stress", description="Stress posix_ipc on this machine: docs/stress.md explains it."
@@ -56,8 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--method", choices=[*METHODS, "all"], default="all", help="the start method of multiprocessing")
     add("--seed", type=int, help="of all that is random; by default a new one, which is printed when a run fails")
     add("--soak", action="store_true", help="round after round, each with the next seed, until Ctrl-C or a failure")
-    add("--json", metavar="FILE", help="write all results there")
-    add("--html", metavar="FILE", help="write a page there, with rates, descriptors and memory over time")
+    add("--json", type=_written_file, metavar="FILE", help="write all results there")
+    add(
+        "--html",
+        type=_written_file,
+        metavar="FILE",
+        help="write a page there, with rates, descriptors and memory over time",
+    )
     add("--selftest", action="store_true", help="put a fault into each scenario, and demand that it is reported")
     add("--fault", choices=sorted(faults.FAULTS), default="", metavar="FAULT", help="run with a fault of --selftest")
     return parser

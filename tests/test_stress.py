@@ -65,6 +65,16 @@ def test_a_failing_run_says_how_to_repeat_it(tmp_path):
     assert not re.search(r"(src|href)=.?(http|//)|@import|url\(", page)  # it needs nothing else
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_file_that_cannot_be_written_is_said_before_the_run(option, tmp_path):
+    run = stress("kill", option, tmp_path / "missing" / "file")
+    output, errors = run.communicate(timeout=60)
+    assert (run.returncode, output) == (2, "")
+    assert errors.splitlines()[-1].endswith(
+        f"argument {option}: cannot write {str(tmp_path / 'missing' / 'file')!r}: No such file or directory"
+    )
+
+
 def test_a_run_by_count():
     run = stress("reaper", "--method", "fork", "--processes", "2", "--count", "40")
     output, _ = run.communicate(timeout=60)
