@@ -61,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=_duration, default=600.0, metavar="10m", help="of it all, shared by what is run")
     add("--count", type=int, help="of operations under each start method, instead of a duration")
     add("--full", action="store_true", help="as much as docs/stress.md says that each scenario was proved with")
-    add("--processes", type=int, metavar="N", help="how many work at the same time; by default 2 for each processor")
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="how many work at once; by default 2 for each processor, at least 4",
+    )
     add("--method", choices=[*METHODS, "all"], default="all", help="the start method of multiprocessing")
     add("--seed", type=int, help="of all that is random; by default a new one, which is printed when a run fails")
     add("--soak", action="store_true", help="round after round, each with the next seed, until Ctrl-C or a failure")
