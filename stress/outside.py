@@ -151,6 +151,7 @@ def held(pid: int, prefix: str, identities: Collection[tuple[int, int]] = ()) ->
 # ---- journals ----
 
 _HEADER, _SLOT_SIZE = struct.Struct("=8sII"), 288
+_ASIDE = re.compile(r"aside-(\d+)-(\d+)-\d+")
 _JOURNAL = re.compile(r"\d+-\d+-\d+\.(root|j[0-9a-f]+)")
 
 
@@ -163,6 +164,16 @@ def journals(prefix: str) -> list[str]:
     """The journals in which such names stand, be it as a trace of what was removed."""
     wanted = prefix.lstrip("/").encode()
     return [name for name, data in _read_journals() if wanted in data]
+
+
+def put_aside(identities: Collection[tuple[int, int]]) -> list[Path]:
+    """Objects among these that a sweep has renamed, to look whether they are used: they stay so if it is killed."""
+    return [
+        path
+        for directory in journal_directories()
+        for path in directory.glob("aside-*")
+        if (match := _ASIDE.fullmatch(path.name)) and (int(match[1]), int(match[2])) in identities
+    ]
 
 
 def corrupt_journals(roots: Collection[int]) -> list[str]:

@@ -213,7 +213,6 @@ class _Run:
                 series.descriptors.append(open_ones)
                 series.memory.append(resident)
                 descriptors, memory, processes = descriptors + open_ones, memory + resident, processes + 1
-        self._identities.update(outside.files(self._prefix).values())
         alive = len(self._objects())
         done, errors = result.operations, result.errors.total()
         result.seconds = at
@@ -253,7 +252,9 @@ class _Run:
         return left + self._objects() + [f"journal {name}" for name in outside.journals(self._prefix)]
 
     def _objects(self) -> list[str]:
-        return [f"object {name}" for name in outside.objects(self._prefix, self._queues)]
+        self._identities.update(outside.files(self._prefix).values())
+        aside = [str(path.relative_to(outside.SHM)) for path in outside.put_aside(self._identities)]
+        return [f"object {name}" for name in [*outside.objects(self._prefix, self._queues), *aside]]
 
     # ---- its end ----
 
@@ -278,6 +279,8 @@ class _Run:
     def _sweep_away(self) -> None:
         """What the package has not removed is not to stay on this machine all the same."""
         outside.remove(self._prefix, self._queues)
+        for path in outside.put_aside(self._identities):
+            path.unlink(missing_ok=True)
         if outside.journals(self._prefix):
             subprocess.run(
                 [sys.executable, "-m", "posix_ipc", "reap", "--yes"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False

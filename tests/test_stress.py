@@ -205,6 +205,10 @@ LEAVE = {
     "h.close_fd(); h.unlink()",
     "mapping /dev/shm/#": "h = posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX); sys.kept = h; time.sleep(1); "
     "h.unlink()",
+    "object .posix_ipc-": "h = posix_ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=1); h.close(); "
+    "time.sleep(1); path = '/dev/shm' + h.name; facts = posix_ipc._ext._facts_at(path.encode())[:3]; "
+    "directory = f'/dev/shm/.posix_ipc-{os.geteuid()}'; os.makedirs(directory, 0o700, exist_ok=True); "
+    "os.rename(path, directory + '/aside-%d-%d-%d' % facts)",
     "process ": "subprocess.Popen(['sleep', '60'], start_new_session=True)",
 }
 
@@ -216,6 +220,8 @@ def test_what_is_left_behind_is_reported_and_removed(run, what):
     assert f"left behind: {what}" in "\n".join(result.violations)
     assert not outside.files(result.prefix)
     assert not outside.Processes(result.prefix[3:-1])()
+    for aside in re.findall(r"\.posix_ipc-\S+/aside-\S+", "\n".join(result.violations)):
+        assert not (outside.SHM / aside).exists()
 
 
 @pytest.mark.parametrize(
