@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ sys.path.append(str(ROOT))  # stress/ stands beside the package, and is not inst
 from stress import faults, outside, report, runner, scenario  # noqa: E402
 from stress.page import write_page  # noqa: E402
 from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, together  # noqa: E402
+from stress.scenarios import reaper  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -248,6 +250,20 @@ def test_a_scenario_that_hangs_says_where(run, monkeypatch):
     result = run("__import__('threading').Event().wait()", duration=0.1)
     assert "hangs" in result.violations[0]
     assert "threading.py" in result.stderr
+
+
+def test_sweeps_that_never_end_are_a_violation(tmp_path):
+    """Since a reaper that does nothing destroys nothing either."""
+    violations = []
+    context = types.SimpleNamespace(
+        directory=tmp_path, check=lambda holds, text: None if holds else violations.append(text)
+    )
+    reaper.check_that_it_was_swept(context, 5.0)
+    assert not violations
+    reaper.has_swept(context, reaper.SWEEPS)
+    reaper.has_swept(context, reaper.SWEEPS_OF_UNHELD)
+    reaper.check_that_it_was_swept(context, 20.0)
+    assert violations == ["in 20 s beside life there were no sweeps by the command from beginning to end"]
 
 
 def test_a_corrupt_journal_is_seen(tmp_path, monkeypatch):

@@ -28,35 +28,59 @@ QUEUE: dict[str, Any] = {"max_messages": 1, "max_message_size": 8}
 MOST_QUEUES = 30
 """A system allows 256, and not all of them for us."""
 GONE_WITHIN = 10.0
+LONG_ENOUGH = 20.0
+"""Seconds of life, after which there must have been each kind of sweep beside it."""
+SWEEPS, SWEEPS_BY_COMMAND = "sweeps", "sweeps by the command"
+SWEEPS_OF_UNHELD = f"{SWEEPS_BY_COMMAND}, of all that nobody holds"
+KINDS_OF_SWEEPS = (SWEEPS, SWEEPS_BY_COMMAND, SWEEPS_OF_UNHELD)
 
 
 def run(context: Context) -> None:
-    is_over = context.multiprocessing.Event()
-    sweepers = [context.start(sweep, is_over) for _ in range(SWEEPERS)]
+    has_begun, is_over = context.multiprocessing.Event(), context.multiprocessing.Event()
+    sweepers = [context.start(sweep, has_begun, is_over) for _ in range(SWEEPERS)]
     is_ready = context.multiprocessing.Event()
-    sweepers.append(context.start(sweep_by_command, is_ready, is_over))
+    sweepers.append(context.start(sweep_by_command, is_ready, has_begun, is_over))
     is_ready.wait(60)
-    context.join(*(context.start(live, index) for index in range(context.processes)))
+    began = time.monotonic()
+    context.join(*(context.start(live, index, has_begun) for index in range(context.processes)))
+    seconds = time.monotonic() - began
     is_over.set()
     context.join(*sweepers)
+    check_that_it_was_swept(context, seconds)
     deadline = time.monotonic() + GONE_WITHIN
     while (left := outside.files(context.prefix)) and time.monotonic() < deadline:
         time.sleep(0.01)
     context.check(not left, f"never reaped, although nobody uses it any more: {sorted(left)}")
 
 
-def sweep(context: Context, is_over: Any) -> None:
+def check_that_it_was_swept(context: Context, seconds: float) -> None:
+    """Nothing is destroyed by sweeps that never come to their end; short runs may be over before they do."""
+    if seconds >= LONG_ENOUGH:
+        for kind in KINDS_OF_SWEEPS:
+            swept = os.path.exists(f"{context.directory}/{kind}")
+            context.check(swept, f"in {seconds:.0f} s beside life there were no {kind} from beginning to end")
+
+
+def has_swept(context: Context, kind: str) -> None:
+    """A sweep has ended that had begun beside life; in a file, as counts are known to the runner alone."""
+    open(f"{context.directory}/{kind}", "w").close()
+
+
+def sweep(context: Context, has_begun: Any, is_over: Any) -> None:
     """One sweep after the other, at the same time as another sweeper and as many trackers as there are trees."""
     from posix_ipc import _reaper
 
     os.nice(YIELDING)
     while not is_over.is_set():
+        is_beside_life = has_begun.is_set()
         removed = _reaper.reap()
-        context.done("sweeps")
+        if is_beside_life:
+            has_swept(context, SWEEPS)
+        context.done(SWEEPS)
         context.tally("orphans removed by the sweepers", len(removed))
 
 
-def sweep_by_command(context: Context, is_ready: Any, is_over: Any) -> None:
+def sweep_by_command(context: Context, is_ready: Any, has_begun: Any, is_over: Any) -> None:
     """The same by `python -m posix_ipc reap --yes`; by turns it also removes plain objects that nobody holds.
 
     It is called in this process, and once before all others: beside a hundred busy ones it takes seconds to start.
@@ -67,19 +91,23 @@ def sweep_by_command(context: Context, is_ready: Any, is_over: Any) -> None:
     for options in itertools.cycle(([], unheld)):
         if is_over.is_set():
             return
+        is_beside_life = has_begun.is_set()
         output, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             status = main(["reap", "--yes", "--json", *options])
         is_ready.set()
         context.check(status in (0, 1, 2), f"the command ended with status {status}: {errors.getvalue()}")
-        context.done("sweeps by the command, of all that nobody holds" if options else "sweeps by the command")
+        kind = SWEEPS_OF_UNHELD if options else SWEEPS_BY_COMMAND
+        if is_beside_life and output.buffer.getvalue():  # also with status 2: what it could not tell is no fault of it
+            has_swept(context, kind)
+        context.done(kind)
         for each in json.loads(output.buffer.getvalue() or b'{"objects": []}')["objects"]:
             context.tally(
                 f"{each['outcome']} by the command: {'an orphan' if 'orphan' in each['reason'] else 'unheld'}"
             )
 
 
-def live(context: Context, index: int) -> None:
+def live(context: Context, index: int, has_begun: Any) -> None:
     """Create, attach, fork; what this process or its children use must be there at every look."""
     os.nice(YIELDING)
     choose = context.random("live", index)
@@ -91,6 +119,8 @@ def live(context: Context, index: int) -> None:
         )[0]
         step(context, kind, choose)
         context.done("lives")
+        if not index:
+            has_begun.set()
 
 
 # ---- the lives of an object ----
