@@ -85,10 +85,13 @@ class Context:
         return time.monotonic() < self.deadline
 
     def steps(self, parts: int = 1) -> Iterator[int]:
-        """0, 1, 2, … until the time is over, or one of `parts` processes has done its part of the count."""
+        """0, 1, 2, … until the time is over, or one of `parts` processes has done its part of the count.
+
+        One step at least: where all is slow, a start may take as long as a short run.
+        """
         limit = None if self.count is None else -(-self.count // parts)
         step = 0
-        while self.going() and (limit is None or step < limit):
+        while (step == 0 or self.going()) and (limit is None or step < limit):
             yield step
             step += 1
 
