@@ -52,6 +52,7 @@ def end_beside_orphans():
     assert [each.name for each in _reaper.reap()] == ["/orphan"]
 
 
+@pytest.mark.slow
 def test_an_end_is_not_held_up_by_what_others_have_left():
     run_privately(end_beside_orphans)
 

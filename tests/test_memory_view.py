@@ -997,6 +997,7 @@ def use_arrays(way, name):
         assert mappings(inode) == [], event
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ARRAYS)
 def test_array_never_dangles(numpy, name, way):
     run_function(use_arrays, way, name)

@@ -307,6 +307,7 @@ def fork_beside_a_waiter(call_name, name):
         call.kind.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_name", BLOCKING_CALLS)
 def test_fork_while_a_thread_waits(call_name, name):
     support.run_function(fork_beside_a_waiter, call_name, name)

@@ -455,6 +455,7 @@ def end_under_waiters(call_name, name):
     handle.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_name", BLOCKING_CALLS)
 def test_the_interpreter_ends_under_a_waiter(call_name, name):
     support.run_function(end_under_waiters, call_name, name, timeout=40)

@@ -137,6 +137,7 @@ def interrupt_a_manager(in_flight):
     assert not existing(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", [False, True], ids=["left normally", "left by an exception"])
 def test_a_manager_that_ctrl_c_interrupts_at_its_end(in_flight):
     run_privately(interrupt_a_manager, in_flight)

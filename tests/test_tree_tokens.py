@@ -141,6 +141,7 @@ def import_without_proc():
     assert "tracked objects need a mounted proc(5)" in last_line
 
 
+@pytest.mark.slow
 @pytest.mark.no_sanitizer  # it needs /proc for itself
 def test_without_proc_tracking_says_so():
     run_privately(import_without_proc)
