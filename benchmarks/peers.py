@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import subprocess
@@ -16,8 +17,12 @@ RAW = ("semaphore_pair", "segment_life", "queue_pair", "semaphore_ping", "semaph
 BUILD = Path(__file__).parent.parent / "build"
 
 
+@functools.cache
 def original() -> ModuleType:
-    """The original, installed into a directory of its own and loaded beside ours, which has the same name."""
+    """The original, installed into a directory of its own and loaded beside ours, which has the same name.
+
+    Once only: the second time Python loads a module with a single-phase init into the one that has its name: ours.
+    """
     (path,) = original_directory().glob("posix_ipc*.so")
     spec = importlib.util.spec_from_file_location("posix_ipc", path)
     if spec is None or spec.loader is None:
