@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -28,18 +27,6 @@ Contest = Mapping[str, Runner]
 
 def unused_name() -> str:
     return f"/pi-bench-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def raw_runner(function: str, name: str, *args: int) -> Runner:
-    call = getattr(peers.raw(), function)
-
-    def run(count: int) -> float:
-        nanoseconds = call(name.encode(), *(ctypes.c_long(arg) for arg in args), ctypes.c_long(count))
-        if nanoseconds < 0:
-            raise RuntimeError(f"{function} failed")
-        return nanoseconds / 1e9
-
-    return run
 
 
 @contextlib.contextmanager
@@ -68,7 +55,7 @@ def p1_pair() -> Iterator[Contest]:
             for who, s in by_name.items()
         }
         floor = statement("f(); f()", f=object().__sizeof__)
-        yield {**pairs, "two calls": floor, "raw C": raw_runner("semaphore_pair", name)}
+        yield {**pairs, "two calls": floor, "raw C": peers.raw_runner("semaphore_pair", name)}
 
 
 @contextlib.contextmanager
@@ -102,7 +89,7 @@ def p4_segment() -> Iterator[Contest]:
     yield {
         "ours": statement(code, SharedMemory=posix_ipc.SharedMemory, name=name, flags=flags),
         "1.3.2": statement(code, SharedMemory=peers.original().SharedMemory, name=name, flags=flags),
-        "raw C": raw_runner("segment_life", name),
+        "raw C": peers.raw_runner("segment_life", name),
     }
 
 
@@ -118,7 +105,7 @@ def queue_contest(size: int) -> Callable[[], contextlib.AbstractContextManager[C
             yield {
                 "ours": statement(code, send=ours.send, receive=ours.receive, message=message),
                 "1.3.2": statement(code, send=theirs.send, receive=theirs.receive, message=message),
-                "raw C": raw_runner("queue_pair", name, size),
+                "raw C": peers.raw_runner("queue_pair", name, size),
             }
         finally:
             theirs.close()
@@ -167,14 +154,13 @@ def p6_tracked() -> contextlib.AbstractContextManager[Contest]:
 
 
 def p9_semaphores() -> contextlib.AbstractContextManager[Contest]:
+    """ping-pong between two processes, semaphores"""
     return pingpong.semaphores(unused_name())
 
 
 def p9_queues() -> contextlib.AbstractContextManager[Contest]:
+    """ping-pong between two processes, queues, 16 bytes; the stdlib's is a Pipe"""
     return pingpong.queues(unused_name())
-
-
-p9_semaphores.__doc__, p9_queues.__doc__ = pingpong.semaphores.__doc__, pingpong.queues.__doc__
 
 
 CONTESTS: dict[str, list[Callable[[], contextlib.AbstractContextManager[Contest]]]] = {

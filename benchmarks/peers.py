@@ -13,6 +13,8 @@ from types import ModuleType
 
 from tests.original import original_directory
 
+from .measure import Runner
+
 RAW = ("semaphore_pair", "segment_life", "queue_pair", "semaphore_ping", "semaphore_echo", "queue_ping", "queue_echo")
 BUILD = Path(__file__).parent.parent / "build"
 
@@ -47,3 +49,16 @@ def raw() -> ctypes.CDLL:
     for function in RAW:
         getattr(loaded, function).restype = ctypes.c_double
     return loaded
+
+
+def raw_runner(function: str, name: str, *args: int) -> Runner:
+    """A contestant written in C: a function of raw.c on the objects of that name."""
+    call = getattr(raw(), function)
+
+    def run(count: int) -> float:
+        nanoseconds = call(name.encode(), *(ctypes.c_long(arg) for arg in args), ctypes.c_long(count))
+        if nanoseconds < 0:
+            raise RuntimeError(f"{function} failed")
+        return nanoseconds / 1e9
+
+    return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,21 +50,12 @@ def message_echo(wait: Callable[[], object], give: Callable[[bytes], object]) ->
 
 
 def raw(kind: str, name: str) -> tuple[Runner, Callable[[], object]]:
-    """The same in C, on objects called `name` with -there and -back; its partner's count never comes to an end."""
-    library = peers.raw()
-
-    def run(count: int) -> float:
-        nanoseconds = getattr(library, f"{kind}_ping")(name.encode(), ctypes.c_long(count))
-        if nanoseconds < 0:
-            raise RuntimeError(f"{kind}_ping failed")
-        return float(nanoseconds) / 1e9
-
-    return run, lambda: getattr(library, f"{kind}_echo")(name.encode())
+    """The same in C, on objects called `name` with -there and -back: this side of it, and the echo."""
+    return peers.raw_runner(f"{kind}_ping", name), lambda: getattr(peers.raw(), f"{kind}_echo")(name.encode())
 
 
 @contextlib.contextmanager
 def semaphores(name: str) -> Iterator[dict[str, Runner]]:
-    """ping-pong between two processes, semaphores"""
     with contextlib.ExitStack() as stack:
         contest = {}
         stdlib = FORK.Semaphore(0), FORK.Semaphore(0)
@@ -85,7 +75,6 @@ def semaphores(name: str) -> Iterator[dict[str, Runner]]:
 
 @contextlib.contextmanager
 def queues(name: str) -> Iterator[dict[str, Runner]]:
-    """ping-pong between two processes, queues, 16 bytes; the stdlib's is a Pipe"""
     with contextlib.ExitStack() as stack:
         contest = {}
         for who, kind in ("ours", posix_ipc.MessageQueue), ("1.3.2", peers.original().MessageQueue):

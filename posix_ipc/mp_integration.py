@@ -333,7 +333,7 @@ class IPCManager:
         traceback: TracebackType | None = None,
         /,
     ) -> None:
-        """Unlink what is owned and close all of it, the last first. Never masks an exception of the block."""
+        """Unlink what is owned and close all of it, the last first. Masks no exception of the block but by Ctrl-C."""
         failure = exc_value
         while self._handles:
             try:

@@ -1,5 +1,6 @@
 """Who owns a tracked object: one process, wherever it was taken to, until it says that the object persists."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -95,10 +96,6 @@ def test_what_is_gone_cannot_be_taken(kind, name):
     attached.close()
 
 
-def fail_to_strike(identity, except_in, struck):
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-
 def be_robbed(robber):
     """In a tree of its own: make an object, of which somebody else becomes the owner."""
     tracker = belong_to_a_new_tree()
@@ -109,47 +106,52 @@ def be_robbed(robber):
     del tracker
 
 
-def fail_and_try_again():
+@contextlib.contextmanager
+def object_of_another():
+    """A handle on an object of another process, and a function that tells who owns it: that process, this one."""
     ours, theirs = multiprocessing.Pipe()
     maker = os.fork()
     if maker == 0:
         be_robbed(theirs)
     try:
-        taken = SharedMemory.attach(ours.recv())
-        strike, _reaper.disown = _reaper.disown, fail_to_strike
-        with pytest.raises(OSError, match="Too many"):
-            taken.take_ownership()
-        _reaper.disown = strike
-        ours.send("Are you the owner?")
-        assert (ours.recv(), taken.owned) == (True, False)
-        taken.take_ownership()
-        ours.send("Are you the owner?")
-        assert (ours.recv(), taken.owned) == (False, True)
+        handle = SharedMemory.attach(ours.recv())
+
+        def owners():
+            ours.send("Are you the owner?")
+            return ours.recv(), handle.owned
+
+        yield handle, owners
     finally:
         os.kill(maker, signal.SIGKILL)
         os.waitpid(maker, 0)
+
+
+def take_in_vain(handle, first):
+    """Striking out the owner fails, after `first` was done."""
+    strike = _reaper.disown
+
+    def disown(identity, except_in, struck):
+        first(strike, identity, except_in, struck)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    _reaper.disown = disown
+    with pytest.raises(OSError, match="Too many"):
+        handle.take_ownership()
+    _reaper.disown = strike
+
+
+def fail_and_try_again():
+    with object_of_another() as (taken, owners):
+        take_in_vain(taken, lambda strike, *arguments: None)
+        assert owners() == (True, False)
+        taken.take_ownership()
+        assert owners() == (False, True)
 
 
 def fail_half_way():
-    def strike_and_fail(identity, except_in, struck):
-        strike(identity, except_in, struck)
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    ours, theirs = multiprocessing.Pipe()
-    maker = os.fork()
-    if maker == 0:
-        be_robbed(theirs)
-    try:
-        taken = SharedMemory.attach(ours.recv())
-        strike, _reaper.disown = _reaper.disown, strike_and_fail
-        with pytest.raises(OSError, match="Too many"):
-            taken.take_ownership()
-        _reaper.disown = strike
-        ours.send("Are you the owner?")
-        assert (ours.recv(), taken.owned) == (False, True)
-    finally:
-        os.kill(maker, signal.SIGKILL)
-        os.waitpid(maker, 0)
+    with object_of_another() as (taken, owners):
+        take_in_vain(taken, lambda strike, *arguments: strike(*arguments))
+        assert owners() == (False, True)
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ identity_check_host(State *state, const Identity *wanted, PyObject *name)
     return 0;
 }
 
-/* Did the object live in another namespace than the one that names are looked up in here? Who knows no identity says no. */
+/* Did the object live in another namespace than the one that names are looked up in here? No, if no identity is known. */
 static bool
 is_elsewhere(const Identity *wanted, const Identity *found, Kind kind)
 {
