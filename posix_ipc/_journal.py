@@ -44,6 +44,11 @@ def directories(uid: int | None = None) -> list[str]:
     return [path for path in (f"{SHM}/{name}" for name in sorted(names)) if _is_trusted(path, uid)]
 
 
+def temporaries() -> list[str]:
+    """Objects that are being made, or were when their maker died, where files cannot be made without a name."""
+    return [f"{SHM}/{name}" for name in os.listdir(SHM) if name.startswith(".posix_ipc.tmp-")]
+
+
 def users() -> set[int]:
     """The users who have such directories, as the names of these say."""
     matches = map(_DIRECTORY.fullmatch, os.listdir(SHM))

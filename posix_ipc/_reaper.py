@@ -65,6 +65,8 @@ def sweep(
             removed += swept.removed
             owed |= swept.owed
             blind |= swept.blind
+    if trees is None:
+        _remove_temporaries()
     return Swept(removed, owed, blind)
 
 
@@ -282,6 +284,18 @@ def _give_back(aside: bytes, path: bytes) -> None:
             _ext._rename_noreplace(aside, path)
         except FileExistsError:  # taken again, within microseconds: the name is what its owner lost to the third
             os.unlink(aside)
+
+
+def _remove_temporaries() -> None:
+    """Remove what nobody will ever give its name; its maker would hold a lock of it. See shm_file.c."""
+    for path in _journal.temporaries():
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # gone, not ours, or no descriptor left: the next sweep will see
+            continue
+        with _journal.closing(descriptor), contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_uid == os.geteuid() and _owners.try_lock(descriptor):
+                os.unlink(path)
 
 
 def remove_if_dead(path: str, read: Contents | None = None) -> None:

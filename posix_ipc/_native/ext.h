@@ -389,11 +389,9 @@ typedef struct {
 int shm_file_allocate(int descriptor, off_t size);
 /* The others return 0, or -1 with errno. */
 int shm_file_begin(ShmFile *file, mode_t mode);
-int shm_file_publish(ShmFile *file, const char *path);
-/* Closes; what was not published is gone. Keeps errno. */
+int shm_file_publish(ShmFile *file, const char *path, bool leased);
+/* Closes; what was not published is gone. Keeps errno. Who wants to go on with the descriptor does not call it. */
 void shm_file_end(ShmFile *file);
-/* Ends it too, but leaves the descriptor open, for the caller. */
-void shm_file_keep(ShmFile *file);
 
 /* ---- semaphore_file.c: a named semaphore in memory ---- */
 

@@ -145,7 +145,7 @@ semaphore_file_create(const char *name, mode_t mode, unsigned value, OpenedSemap
         error = record_add(record, SLOT_OWNED, KIND_SEMAPHORE, name, &facts.identity);
     }
     if (error == 0) {
-        if (shm_file_publish(&file, path) < 0) {
+        if (shm_file_publish(&file, path, record != NULL) < 0) {
             opened->failed = "sem_open";
             error = errno;
         }

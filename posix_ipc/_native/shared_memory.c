@@ -633,7 +633,7 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
         error = record_add(&tracking->record, SLOT_OWNED, KIND_SHARED_MEMORY, request->name, &facts->identity);
     }
     if (error == 0) {
-        if (shm_file_publish(&file, path) < 0) {
+        if (shm_file_publish(&file, path, true) < 0) {
             request->failed = "shm_open";
             error = errno;
             record_remove(&tracking->record);
@@ -642,10 +642,8 @@ create_recorded(OpenRequest *request, FileFacts *facts, Tracking *tracking)
     }
     if (error != 0) {
         shm_file_end(&file);
-        return error;
     }
-    shm_file_keep(&file);
-    return 0;
+    return error;
 }
 
 PyDoc_STRVAR(create_doc,

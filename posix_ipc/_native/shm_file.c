@@ -29,6 +29,7 @@ shm_file_allocate(int descriptor, off_t size)
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -88,6 +89,20 @@ can_publish(void)
     return access("/proc/self/fd", X_OK) == 0;
 }
 
+/* Locks what was just made, so that a sweep can tell that its maker lives. 0 or an errno; EEXIST: a sweep was quicker. */
+static int
+lock_temporary(int descriptor)
+{
+    struct stat status;
+    if (flock(descriptor, LOCK_SH | LOCK_NB) < 0) {
+        return errno == EWOULDBLOCK ? EEXIST : errno;
+    }
+    if (fstat(descriptor, &status) < 0) {
+        return errno;
+    }
+    return status.st_nlink > 0 ? 0 : EEXIST;
+}
+
 static int
 begin_named(ShmFile *file, mode_t mode)
 {
@@ -101,15 +116,21 @@ begin_named(ShmFile *file, mode_t mode)
             length += snprintf(file->temporary + length, sizeof(file->temporary) - (size_t)length, "%02x", bits[i]);
         }
         file->descriptor = open(file->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
-        if (file->descriptor >= 0 || errno != EEXIST) {
+        int error = file->descriptor >= 0 ? lock_temporary(file->descriptor) : errno;
+        if (error == 0) {
+            return 0;
+        }
+        if (file->descriptor >= 0) {
+            unlink(file->temporary);
+            close(file->descriptor);
+        }
+        errno = error;
+        if (error != EEXIST) {
             break;
         }
     }
-    if (file->descriptor < 0) {
-        file->temporary[0] = '\0';
-        return -1;
-    }
-    return 0;
+    file->temporary[0] = '\0';
+    return -1;
 }
 
 int
@@ -129,12 +150,28 @@ shm_file_begin(ShmFile *file, mode_t mode)
     return 0;
 }
 
+static void
+remove_temporary(ShmFile *file)
+{
+    if (file->temporary[0] != '\0') {
+        unlink(file->temporary);
+        file->temporary[0] = '\0';
+    }
+}
+
 int
-shm_file_publish(ShmFile *file, const char *path)
+shm_file_publish(ShmFile *file, const char *path, bool leased)
 {
     char source[64];
     if (file->temporary[0] != '\0') {
-        return linkat(AT_FDCWD, file->temporary, AT_FDCWD, path, 0);
+        if (linkat(AT_FDCWD, file->temporary, AT_FDCWD, path, 0) < 0) {
+            return -1;
+        }
+        remove_temporary(file);
+        if (!leased) { /* else a mapping would keep the lock, as if it were a lease */
+            (void)flock(file->descriptor, LOCK_UN);
+        }
+        return 0;
     }
     if (linkat(file->descriptor, "", AT_FDCWD, path, AT_EMPTY_PATH) == 0) {
         return 0;
@@ -147,18 +184,10 @@ shm_file_publish(ShmFile *file, const char *path)
 }
 
 void
-shm_file_keep(ShmFile *file)
-{
-    if (file->temporary[0] != '\0') {
-        unlink(file->temporary);
-    }
-}
-
-void
 shm_file_end(ShmFile *file)
 {
     int error = errno;
-    shm_file_keep(file);
+    remove_temporary(file);
     close(file->descriptor);
     errno = error;
 }
