@@ -166,6 +166,7 @@ class Process:
         self.pid = os.getpid()
         self.euid = os.geteuid()
         self.journals: list[_ext.Journal] = []
+        self._elsewhere: list[_ext.Journal] = []
         self._place("", token)
 
     @property
@@ -203,7 +204,11 @@ class Process:
             self._place(directory(), self.token)
             self.journals.append(self._new_journal(FIRST_SLOTS, first=True))
         elif not self.journals[-1].in_place():
-            self._move_journals()  # somebody wiped the directory
+            if os.stat(directory()).st_dev == self.journals[-1].device:
+                self._move_journals()  # somebody wiped the directory
+            else:
+                self._change_file_system()
+                self.open_journals()
 
     def add_journal(self, full: int) -> None:
         """Another one, after `full` of them had no free slot; not if another thread was quicker.
@@ -215,13 +220,23 @@ class Process:
             self.journals.append(self._new_journal(slots, first=False))
 
     def close_journals(self) -> None:
-        while self.journals:
-            self.journals.pop().close()
+        for journals in (self.journals, self._elsewhere):
+            while journals:
+                journals.pop().close()
 
     def move_to_tree(self, token: str) -> None:
         """Belong to another tree from now on, with all that is owned."""
         self._place(self.directory, token)
         self._move_journals()
+
+    def _change_file_system(self) -> None:
+        """Another /dev/shm: this process has entered a mount namespace, or come back.
+
+        What the journals of the other one record is there, and so they stay, locked as long as this process lives.
+        """
+        known = [*self._elsewhere, *self.journals]
+        self.journals = [journal for journal in known if journal.in_place()]
+        self._elsewhere = [journal for journal in known if journal not in self.journals]
 
     def _new_journal(self, slots: int, first: bool) -> _ext.Journal:
         return self._at_free_path(first, lambda path: _ext.Journal(path, slots))

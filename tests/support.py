@@ -561,6 +561,11 @@ def enter_new_namespaces(flags):
         skip(error)
 
 
+def set_namespace(descriptor):
+    """Enter one that a descriptor of a file in /proc/PID/ns leads to."""
+    _checked(ctypes.CDLL(None, use_errno=True).setns(descriptor, 0), "setns")
+
+
 def run_apart_if_allowed(function, **options):
     """Call a function as run_forked does, with a /dev/shm and queues of its own; where that is barred, just call it."""
     if private_ipc() is None:

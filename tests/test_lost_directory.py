@@ -1,4 +1,4 @@
-"""The directory of journals is wiped, taken by somebody else, or there is no room: nothing is lost, nothing is left.
+"""The directory of journals is wiped, taken, out of sight, or there is no room: nothing is lost, nothing is left.
 
 Each scenario is a function that runs in a /dev/shm of its own.
 """
@@ -14,9 +14,19 @@ from pathlib import Path
 import pytest
 from lifetime import DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make
 from stepping import Stepped, is_allowed
-from support import NOBODY, mount_shm, open_fds, run_privately, skip, wait_until
+from support import (
+    CLONE_NEWNS,
+    NOBODY,
+    enter_new_namespaces,
+    mount_shm,
+    open_fds,
+    run_privately,
+    set_namespace,
+    skip,
+    wait_until,
+)
 
-from posix_ipc import _journal, _reaper
+from posix_ipc import O_CREAT, _journal, _reaper, mp_integration
 
 KINDS = list(OPTIONS)
 BEFORE, AFTER = [(kind, "/before") for kind in KINDS], [(kind, "/after") for kind in KINDS]
@@ -134,6 +144,42 @@ def taken(how):
 @pytest.mark.parametrize("how", TAKEN)
 def test_g11_a_directory_that_is_not_ours_alone_is_not_used(how):
     run_privately(taken, how)
+
+
+# ---- out of sight ----
+
+
+def see_another_shm():
+    """Enter a mount namespace with a /dev/shm of its own, make something there, come back, and make something more."""
+    here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    for object_ in BEFORE:
+        make(*object_).close()
+    (journal,) = DIRECTORY.glob("*.root")
+    said = journal.read_bytes()
+    enter_new_namespaces(CLONE_NEWNS)
+    mount_shm()
+    for object_ in AFTER:
+        make(*object_).close()
+    assert _reaper.reap() == []
+    assert existing(AFTER) == AFTER
+    set_namespace(here)
+    assert journal.read_bytes() == said
+    for kind in KINDS:
+        make(kind, "/back").close()
+    assert list(DIRECTORY.glob("*.root")) == [journal]
+    assert not list(DIRECTORY.glob("*.j*"))
+
+
+def out_of_sight():
+    die_after(see_another_shm)
+    back = [(kind, "/back") for kind in KINDS]
+    wait_until(lambda: are_swept(BEFORE + back))
+    wait_until(lambda: not existing(AFTER))  # the queue: the tracker that was started there sees to it
+
+
+@pytest.mark.slow
+def test_g1_another_dev_shm_is_no_reason_to_forget_what_is_in_this_one():
+    run_privately(out_of_sight)
 
 
 # ---- full ----

@@ -697,6 +697,16 @@ journal_get_path(PyObject *op, void *Py_UNUSED(closure))
     return path;
 }
 
+static PyObject *
+journal_get_device(PyObject *op, void *Py_UNUSED(closure))
+{
+    uint64_t device;
+    Py_BEGIN_CRITICAL_SECTION(op);
+    device = ((JournalObject *)op)->device;
+    Py_END_CRITICAL_SECTION();
+    return PyLong_FromUnsignedLongLong(device);
+}
+
 PyDoc_STRVAR(journal_doc,
 "Journal(path, slots, /)\n--\n\n"
 "A new file that records what this process owns, locked as long as exactly this process lives.\n\n"
@@ -714,6 +724,7 @@ static PyMethodDef journal_methods[] = {
 static PyGetSetDef journal_getset[] = {
     {"ours", journal_get_ours, NULL, PyDoc_STR("Is this the process that opened it, and is it open?"), NULL},
     {"path", journal_get_path, NULL, PyDoc_STR("bytes"), NULL},
+    {"device", journal_get_device, NULL, PyDoc_STR("Of the file system that it is in; st_dev of stat(2)"), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
