@@ -129,21 +129,22 @@ class _Tracked:
         if flags is None:
             flags = posix_ipc.O_CREX if name is None else 0
         _check_flags(name, flags, mode)
+        creates, new = flags & posix_ipc.O_CREAT, flags & os.O_EXCL
+        if creates and not new:
+            self._create(None, name, mode, *create)  # type: ignore[attr-defined]  # raises what is wrong with them
         while True:
-            if flags & posix_ipc.O_CREAT:
+            if not new:  # first, since to attach needs neither room nor a tracker
                 try:
-                    self._make(name, mode, create)
-                    return True
+                    self._attach(name, mode, *attach)  # type: ignore[attr-defined]
+                    return False
                 except posix_ipc.ExistentialError as error:
-                    if error.errno != errno.EEXIST or (flags & os.O_EXCL and name is not None):
+                    if error.errno != errno.ENOENT or not creates:
                         raise
-                    if name is None:
-                        continue
             try:
-                self._attach(name, mode, *attach)  # type: ignore[attr-defined]
-                return False
+                self._make(name, mode, create)
+                return True
             except posix_ipc.ExistentialError as error:
-                if error.errno != errno.ENOENT or not flags & posix_ipc.O_CREAT:
+                if error.errno != errno.EEXIST or (new and name is not None):
                     raise
 
     def _make(self, name: str | bytes | None, mode: int, arguments: tuple[Any, ...]) -> None:

@@ -249,6 +249,23 @@ def test_g2_full(what, first):
     run_privately(full, what, first)
 
 
+def attach_when_full(what):
+    mount_shm(FULL[what])
+    die_after(lambda: [make(*object_) for object_ in BEFORE])
+    fill(what)
+    before = sorted(os.listdir(DIRECTORY))
+    for kind, name in BEFORE:
+        getattr(mp_integration, kind)(name, O_CREAT, **OPTIONS[kind]).close()
+    assert sorted(os.listdir(DIRECTORY)) == before
+    assert _journal.existing() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", FULL)
+def test_what_exists_needs_no_room_to_be_opened_by_o_creat(what):
+    run_privately(attach_when_full, what)
+
+
 def sweep_when_full(what):
     """What fills /dev/shm must not keep the dead from being removed, which would make room."""
     mount_shm(FULL[what])
