@@ -326,6 +326,11 @@ Identity = tuple[int, int, int]
 """(device, inode, time of birth in ns since the epoch or 0)"""
 
 
+def same_object(one: Identity, other: Identity) -> bool:
+    """Do both speak of one object? A time of birth that is not known, on whichever side, tells nothing."""
+    return one[:2] == other[:2] and (one[2] == other[2] or not (one[2] and other[2]))
+
+
 class Entry(NamedTuple):
     """What a slot of a journal says."""
 
@@ -369,10 +374,17 @@ class Contents:
         slots = (_SLOT.unpack_from(self._data, offset) for offset in _used(self._data))
         return {slot[4:] for slot in slots if slot[0] != INTENT and (slot[2] or not only_shared)}
 
-    def slots_of(self, identity: Identity) -> list[int]:
-        """Those that say that this object is owned. No name is read, which a living process may be writing."""
+    def slots_of(self, identity: Identity) -> list[tuple[int, Identity]]:
+        """Those that say that this object is owned, and its identity as they write it.
+
+        No name is read, which a living process may be writing.
+        """
         slots = ((offset, _SLOT.unpack_from(self._data, offset)) for offset in _used(self._data))
-        return [offset // _SLOT_SIZE - 1 for offset, slot in slots if slot[0] == OWNED and slot[4:] == identity]
+        return [
+            (offset // _SLOT_SIZE - 1, slot[4:])
+            for offset, slot in slots
+            if slot[0] == OWNED and same_object(slot[4:], identity)
+        ]
 
     def intents(self) -> set[bytes]:
         """The names of queues that it is about to make."""
@@ -441,7 +453,7 @@ def path_of(kind: str, name: bytes) -> bytes:
 def leads_to(entry: Entry) -> bool:
     """Does the name of a segment or semaphore still lead to it?"""
     try:
-        return _ext._facts_at(path_of(entry.kind, entry.name))[:3] == entry.identity
+        return same_object(_ext._facts_at(path_of(entry.kind, entry.name))[:3], entry.identity)
     except FileNotFoundError:
         return False
 

@@ -78,11 +78,12 @@ class Records:
         self._dead_roots |= tokens - alive
         self.live_roots = alive.difference(self._ending)
         self.live_intents: set[bytes] = set()
-        self._protected: set[Identity] = set()
+        self._protected: set[tuple[int, int]] = set()
         self._kept_anyway: dict[str, set[Identity]] = {}
         for file, contents in self.journals:
             if file.live or file.token in self.live_roots:
-                self._protected |= contents.identities(only_shared=not file.live)
+                # Without the time of birth, which not every process may know: too much rather than too little.
+                self._protected |= {said[:2] for said in contents.identities(only_shared=not file.live)}
             if file.live:
                 self.live_intents |= contents.intents()
                 # What the root says holds as long as pickles count, what the others say in pickles even when they die.
@@ -153,7 +154,7 @@ class Records:
             return SHARED  # a pickle of it may be in flight
         if entry.state == CLAIM:
             return CLAIMED
-        if entry.state == OWNED and entry.identity in self._protected:
+        if entry.state == OWNED and entry.identity[:2] in self._protected:
             return PROTECTED
         if entry.kind == "message_queue" and contents.ipc_namespace != self.ipc_namespace:
             return ELSEWHERE
@@ -235,7 +236,7 @@ def _is_own(facts: Facts) -> bool:
 
 
 def _is_this(facts: Facts, identity: Identity) -> bool:
-    return facts[:3] == identity and _is_own(facts)
+    return _journal.same_object(facts[:3], identity) and _is_own(facts)
 
 
 def _is_said_by(facts: Facts, entry: Entry) -> bool:

@@ -271,7 +271,7 @@ def remove_by_rename(path: bytes, aside: bytes, identity: Identity, kept: Callab
 def settle_leftover(aside: bytes, path: bytes, identity: Identity) -> bool:
     """Remove what was renamed aside if it is the object, else give it its name back. True: removed."""
     with contextlib.suppress(FileNotFoundError):  # there is none, or another sweep was quicker
-        if _ext._facts_at(aside)[:3] == identity:
+        if _journal.same_object(_ext._facts_at(aside)[:3], identity):
             os.unlink(aside)
             return True
         _give_back(aside, path)
@@ -331,10 +331,10 @@ def _disown_in(directory: str, identity: Identity, except_in: Collection[str], s
         for file, contents in Records().journals:
             if not file.path.startswith(f"{directory}/") or file.path in except_in:
                 continue
-            for slot in contents.slots_of(identity):
+            for slot, said in contents.slots_of(identity):
                 found += 1
                 with contextlib.suppress(FileNotFoundError):
-                    if _ext._strike(file.path, slot, identity):
+                    if _ext._strike(file.path, slot, said):
                         struck.append(file.path)
                         done += 1
     return found == done

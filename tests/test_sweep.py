@@ -6,6 +6,7 @@ The moments between two of its steps are met by putting what happens then into o
 import contextlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -441,3 +442,32 @@ def create_where_the_dead_left_no_room():
 @pytest.mark.slow
 def test_g3_the_next_creation_sweeps_a_full_file_system_first():
     run_privately(create_where_the_dead_left_no_room)
+
+
+# ---- who cannot tell when it was born ----
+
+MAKE_AND_DIE = """
+import os
+from lifetime import BY_NAME, belong_to_a_new_tree, make
+tracker = belong_to_a_new_tree()
+made = [make(kind, "/made") for kind in BY_NAME]
+assert [each._identity[2] for each in made] == [0, 0, 0]
+os.kill(os.getpid(), 9)
+"""
+
+
+def sweep_what_was_made_without_statx():
+    """As under a seccomp filter that has not heard of statx(2): the record has no time of birth, what the sweep sees has."""
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=statx", "-e", "inject=statx:error=EPERM"]
+    run_python(MAKE_AND_DIE, prefix=strace, check=False)
+    made = [(kind, "/made") for kind in BY_NAME]
+    assert existing(made) == made
+    assert sorted(each.kind for each in _reaper.reap()) == ["message_queue", "semaphore", "shared_memory"]
+    assert not existing(made)
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitizer
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_g3_a_sweep_removes_what_was_made_where_the_time_of_birth_is_not_known():
+    run_privately(sweep_what_was_made_without_statx)
