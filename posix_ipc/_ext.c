@@ -184,7 +184,7 @@ rebuild(PyObject *module, PyObject *args)
         Py_DECREF(self);
         return NULL;
     }
-    named_set_tree((NamedObject *)self, tree);
+    named_set_origin((NamedObject *)self, tree, options & OPTION_CREATED);
     return self;
 }
 

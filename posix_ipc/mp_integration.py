@@ -348,13 +348,17 @@ class IPCManager:
 def track(handle: _Plain) -> Any:
     """Take a plain object that this process made under tracking: a tracked handle on it, owned here.
 
-    The plain handle stays valid. Raises ExistentialError if its name leads to another object by now.
+    The plain handle stays valid. Raises ValueError if the object was not made by this process through this handle: who
+    wants what somebody else made attaches to it and says take_ownership(). Raises ExistentialError if its name leads to
+    another object by now.
     """
     for cls in (Semaphore, SharedMemory, MessageQueue):
         if isinstance(handle, cls):
             raise ValueError(f"{handle!r} is tracked already")
         if isinstance(handle, cls._plain):
             rebuild, (_, name, identity, mode, options, *_), *_ = handle.__reduce__()
+            if not handle._created_here:
+                raise ValueError(f"{handle!r}: this process did not create it; attach to it and take_ownership()")
             tracked = rebuild(cls, name, identity, mode, options | _TRACKED)
             tracked._take(shared=False)
             return tracked
@@ -371,7 +375,7 @@ def untrack(handle: Semaphore | SharedMemory | MessageQueue) -> Any:
         raise _gone(handle)
     plain_reduce: Any = handle._plain.__reduce__
     rebuild, (_, name, identity, mode, options, *_), *_ = plain_reduce(handle)
-    plain = rebuild(handle._plain, name, identity, mode, options & ~_TRACKED)
+    plain = rebuild(handle._plain, name, identity, mode, (options & ~_TRACKED) | _CREATED)
     _reaper.disown(handle._identity)
     return plain
 
@@ -407,6 +411,8 @@ def __dir__() -> list[str]:
 
 _TRACKED = 16
 """The option of a pickle that makes a handle a leased one; OPTION_TRACKED of ext.h."""
+_CREATED = 32
+"""The option that makes a handle one through which this process made the object; OPTION_CREATED of ext.h."""
 _CONFIG_KEY = "posix_ipc_token"
 
 _KIND_NAMES = ("semaphore", "shared_memory", "message_queue")

@@ -11,7 +11,7 @@ import stat
 import sys
 
 import pytest
-from lifetime import DIRECTORY, die_after, make, wait_until_gone
+from lifetime import DIRECTORY, die_after, in_a_worker, make, wait_until_gone
 from support import KINDS, SMALL_QUEUE, open_fds, private_ipc, run_python, threads, unique_name, wait_until
 
 import posix_ipc
@@ -378,6 +378,9 @@ def test_track_and_untrack(kind, cls, exists):
         untrack(tracked)
     tracked.close()
     assert exists(plain.name)
+    tracked = track(again)  # it was made here all the same
+    assert tracked.owned
+    tracked.close()
     again.unlink()
     for each in (again, plain):
         (each.close_fd if kind == SEGMENT else each.close)()
@@ -385,6 +388,36 @@ def test_track_and_untrack(kind, cls, exists):
         track(3)
     with pytest.raises(TypeError):
         untrack(plain)
+
+
+@pytest.mark.parametrize("flags", [0, O_CREAT], ids=["opened", "found by O_CREAT"])
+def test_track_takes_nothing_that_this_process_did_not_make(kind, exists, flags):
+    plain = getattr(posix_ipc, kind)
+    made = plain(unique_name(), O_CREX, **OPTIONS[kind])
+    try:
+        others = [plain(made.name, flags), pickle.loads(pickle.dumps(made)), copy.copy(made)]
+        for handle in others:
+            with pytest.raises(ValueError, match="did not create it"):
+                track(handle)
+            (handle.close_fd if kind == SEGMENT else handle.close)()
+        in_a_worker(track_in_vain, made)
+        assert exists(made.name)
+    finally:
+        made.unlink()
+        (made.close_fd if kind == SEGMENT else made.close)()
+
+
+def track_in_vain(inherited):
+    with pytest.raises(ValueError, match="did not create it"):
+        track(inherited)
+
+
+def test_what_o_creat_made_is_tracked(kind):
+    made = getattr(posix_ipc, kind)(unique_name(), O_CREAT, **OPTIONS[kind])
+    with contextlib.closing(track(made)) as tracked:
+        assert tracked.owned
+        tracked.unlink()
+    (made.close_fd if kind == SEGMENT else made.close)()
 
 
 def test_more_objects_than_a_journal_has_slots():

@@ -247,9 +247,10 @@ typedef struct {
     Identity identity; /* of what the slot speaks, unknown while it is an intent */
 } Record;
 
-/* What makes a handle a tracked one. */
+/* What makes a handle a tracked one, or may make it one. */
 typedef struct {
     bool active;
+    pid_t creator; /* of a plain one: the process that made the object through it; 0: the object was there */
     uint64_t tree; /* whose root keeps it, for it came from a pickle that was made there; 0: none, or not known */
     Record record;
 } Tracking;
@@ -286,8 +287,8 @@ void named_swap(NamedObject *self, PyObject **name, PyObject **encoded, mode_t m
                 bool owned, Tracking *tracking);
 /* What named_swap gave back, outside of the section. */
 void named_drop(PyObject *name, PyObject *encoded, Tracking *tracking);
-/* What a pickle says of the tree that it was made in. */
-void named_set_tree(NamedObject *self, uint64_t tree);
+/* What a pickle says of the tree that it was made in, and untrack() of who made the object. */
+void named_set_origin(NamedObject *self, uint64_t tree, bool created_here);
 /* Every deallocator's first and last call. */
 void named_begin_dealloc(NamedObject *self);
 void named_end_dealloc(NamedObject *self);
@@ -348,13 +349,15 @@ int64_t clock_remaining(clockid_t clock, const struct timespec *deadline);
     {"_forget", tracked_forget, METH_NOARGS, tracked_forget_doc},
 #define TRACKED_GETSET \
     {"_owned", tracked_get_owned, NULL, PyDoc_STR("Does this process's journal say that this process owns it?"), NULL}, \
-    {"_identity", tracked_get_identity, NULL, PyDoc_STR("(device, inode, born in ns)"), NULL},
+    {"_identity", tracked_get_identity, NULL, PyDoc_STR("(device, inode, born in ns)"), NULL}, \
+    {"_created_here", tracked_get_created_here, NULL, PyDoc_STR("Has this process made the object, through this plain handle?"), NULL},
 extern const char tracked_share_doc[], tracked_record_doc[], tracked_forget_doc[], tracked_unlink_doc[];
 PyObject *tracked_share(PyObject *self, PyObject *tree);
 PyObject *tracked_record(PyObject *self, PyObject *args);
 PyObject *tracked_forget(PyObject *self, PyObject *ignored);
 PyObject *tracked_get_owned(PyObject *self, void *closure);
 PyObject *tracked_get_identity(PyObject *self, void *closure);
+PyObject *tracked_get_created_here(PyObject *self, void *closure);
 /* (journal, name, mode, ...): new references to the text and the bytes of the name; borrowed to the rest. */
 int tracked_create_arguments(State *state, PyObject *args, int extra, JournalObject **journal, PyObject **name,
                              PyObject **encoded, mode_t *mode);
@@ -460,7 +463,9 @@ PyObject *system_start_tracker(PyObject *module, PyObject *args);
 
 /* ---- the types ---- */
 
-enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8, OPTION_TRACKED = 16, OPTIONS_ALL = 31 };
+enum { OPTION_READ_ONLY = 1, OPTION_READ = 2, OPTION_WRITE = 4, OPTION_NONBLOCK = 8, OPTION_TRACKED = 16,
+       OPTION_CREATED = 32, /* in no pickle: what untrack() says of the plain handle that it returns */
+       OPTIONS_ALL = 63 };
 
 extern PyType_Spec semaphore_spec;
 extern PyType_Spec shared_memory_spec;

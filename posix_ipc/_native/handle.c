@@ -45,10 +45,11 @@ named_drop(PyObject *name, PyObject *encoded, Tracking *tracking)
 }
 
 void
-named_set_tree(NamedObject *self, uint64_t tree)
+named_set_origin(NamedObject *self, uint64_t tree, bool created_here)
 {
     Py_BEGIN_CRITICAL_SECTION(self);
     self->tracking.tree = tree;
+    self->tracking.creator = created_here ? getpid() : 0;
     Py_END_CRITICAL_SECTION();
 }
 

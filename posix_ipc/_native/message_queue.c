@@ -67,21 +67,47 @@ typedef struct {
     mqd_t descriptor;
     struct mq_attr attributes;
     FileFacts facts;
+    bool created;
     const char *failed; /* the call that did */
 } OpenRequest;
+
+/* 0 or an errno. Tells, as mq_open alone does not, whether the queue is new. */
+static int
+open_or_create(OpenRequest *request)
+{
+    int flags = (request->read ? (request->write ? O_RDWR : O_RDONLY) : O_WRONLY) | O_CLOEXEC |
+                (request->flags & O_NONBLOCK);
+    struct mq_attr wanted = {.mq_maxmsg = (long)request->max_messages, .mq_msgsize = (long)request->max_message_size};
+    request->failed = "mq_open";
+    request->created = false;
+    for (;;) { /* somebody may create or unlink it between the two */
+        if (!(request->flags & O_CREAT) || !(request->flags & O_EXCL)) {
+            request->descriptor = mq_open(request->name, flags);
+            if (request->descriptor != (mqd_t)-1) {
+                return 0;
+            }
+            if (errno != ENOENT || !(request->flags & O_CREAT)) {
+                return errno;
+            }
+        }
+        request->descriptor = mq_open(request->name, flags | O_CREAT | O_EXCL, request->mode, &wanted);
+        if (request->descriptor != (mqd_t)-1) {
+            request->created = true;
+            return 0;
+        }
+        if (errno != EEXIST || (request->flags & O_EXCL)) {
+            return errno;
+        }
+    }
+}
 
 /* 0 or an errno. */
 static int
 open_queue(OpenRequest *request)
 {
-    int error = 0;
-    int access = request->read ? (request->write ? O_RDWR : O_RDONLY) : O_WRONLY;
-    struct mq_attr wanted = {.mq_maxmsg = (long)request->max_messages, .mq_msgsize = (long)request->max_message_size};
-    request->failed = "mq_open";
-    request->descriptor = mq_open(request->name, access | O_CLOEXEC | (request->flags & (O_CREAT | O_EXCL | O_NONBLOCK)),
-                                  request->mode, &wanted);
-    if (request->descriptor == (mqd_t)-1) {
-        return errno;
+    int error = open_or_create(request);
+    if (error != 0) {
+        return error;
     }
     if (mq_getattr(request->descriptor, &request->attributes) < 0) {
         error = errno;
@@ -92,7 +118,7 @@ open_queue(OpenRequest *request)
         request->failed = "fstat";
     }
     if (error != 0) {
-        if ((request->flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) { /* it is ours, and nobody hears of it */
+        if (request->created) { /* it is ours, and nobody hears of it */
             mq_unlink(request->name);
         }
         mq_close(request->descriptor);
@@ -211,7 +237,7 @@ message_queue_init(PyObject *op, PyObject *args, PyObject *kwargs)
         goto done;
     }
     install(state, (MessageQueueObject *)op, handle, &request, name, encoded, request.mode, false,
-            (Tracking){.active = false});
+            (Tracking){.creator = request.created ? getpid() : 0});
     handle = NULL;
     name = encoded = NULL;
     result = 0;

@@ -56,18 +56,20 @@ install(SemaphoreObject *self, Handle *handle, PyObject *name, PyObject *encoded
 
 /* 0 or an errno. */
 static int
-open_or_create(const char *name, int flags, mode_t mode, unsigned value, OpenedSemaphore *opened)
+open_or_create(const char *name, int flags, mode_t mode, unsigned value, OpenedSemaphore *opened, bool *created)
 {
     int error;
+    *created = flags & O_CREAT && flags & O_EXCL;
     if (!(flags & O_CREAT)) {
         return semaphore_file_open(name, opened, false);
     }
-    if (flags & O_EXCL) {
+    if (*created) {
         return semaphore_file_create(name, mode, value, opened, NULL);
     }
     do { /* somebody may create or unlink it between the two */
         error = semaphore_file_open(name, opened, false);
-        if (error == ENOENT) {
+        *created = error == ENOENT;
+        if (*created) {
             error = semaphore_file_create(name, mode, value, opened, NULL);
         }
     } while (error == EEXIST);
@@ -103,6 +105,7 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
     PyObject *name = NULL, *encoded = NULL;
     Handle *handle = NULL;
     OpenedSemaphore opened;
+    bool created;
     if (args_flags(bound[1], &flags) < 0 || args_mode(bound[2], &mode) < 0 ||
         args_integer(bound[3], "initial_value", 0, SEMAPHORE_VALUE_LIMIT, &value) < 0) {
         goto done;
@@ -118,7 +121,7 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
             goto done;
         }
         Py_BEGIN_ALLOW_THREADS
-        error = open_or_create(PyBytes_AS_STRING(encoded), flags, mode, (unsigned)value, &opened);
+        error = open_or_create(PyBytes_AS_STRING(encoded), flags, mode, (unsigned)value, &opened, &created);
         Py_END_ALLOW_THREADS
     } while (error == EEXIST && bound[0] == Py_None);
     if (error != 0) {
@@ -126,7 +129,8 @@ semaphore_init(PyObject *op, PyObject *args, PyObject *kwargs)
         goto done;
     }
     handle->semaphore = opened.semaphore;
-    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, false, (Tracking){.active = false});
+    install((SemaphoreObject *)op, handle, name, encoded, mode, &opened.identity, false,
+            (Tracking){.creator = created ? getpid() : 0});
     handle = NULL;
     name = encoded = NULL;
     result = 0;

@@ -341,7 +341,7 @@ shared_memory_init(PyObject *op, PyObject *args, PyObject *kwargs)
         goto done;
     }
     install((SharedMemoryObject *)op, request.descriptor, request.read_only, name, encoded, request.mode, &unknown, false,
-            (Tracking){.active = false});
+            (Tracking){.creator = request.created ? getpid() : 0});
     name = encoded = NULL;
     result = 0;
 done:

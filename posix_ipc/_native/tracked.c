@@ -154,6 +154,17 @@ tracked_get_identity(PyObject *op, void *Py_UNUSED(closure))
                          (unsigned long long)identity.born);
 }
 
+PyObject *
+tracked_get_created_here(PyObject *op, void *Py_UNUSED(closure))
+{
+    NamedObject *self = (NamedObject *)op;
+    pid_t creator;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    creator = self->tracking.creator;
+    Py_END_CRITICAL_SECTION();
+    return PyBool_FromLong(creator == getpid());
+}
+
 const char tracked_unlink_doc[] =
 "_unlink($self, /)\n--\n\n"
 "Unlink the object if its name still leads to it, silently if not, and forget the record.";
