@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import signal
 
 import pytest
 import support
@@ -11,6 +12,12 @@ from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY
 import posix_ipc
 
 pytest_plugins = ["pytester"]
+
+
+def pytest_configure():
+    """What a shell runs in the background ignores Ctrl-C, and so does all that this starts; many tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():

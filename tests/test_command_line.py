@@ -688,7 +688,6 @@ def on_terminal(*arguments, columns=80, until=None, end=None, env=None):
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"COLUMNS": str(columns), "TERM": "xterm-256color", **(env or {})})
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored by what a shell runs in the background
         os.execv(sys.executable, [sys.executable, "-c", MAIN, *map(str, arguments)])
     written = b""
     with contextlib.suppress(OSError):  # EIO is the end of a terminal

@@ -457,7 +457,7 @@ os.kill(os.getpid(), 9)
 
 
 def sweep_what_was_made_without_statx():
-    """As under a seccomp filter that has not heard of statx(2): the record has no time of birth, what the sweep sees has."""
+    """As under a seccomp filter that has not heard of statx(2): the sweep sees a time of birth, the record has none."""
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=statx", "-e", "inject=statx:error=EPERM"]
     run_python(MAKE_AND_DIE, prefix=strace, check=False)
     made = [(kind, "/made") for kind in BY_NAME]
