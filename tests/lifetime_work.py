@@ -33,6 +33,16 @@ def put_new(queue):
     queue.put(give())
 
 
+kept = []
+
+
+def keep(handles):
+    """As long as this process lives, what it got and what it makes; the names of the latter."""
+    made = give()
+    kept.extend([*handles, *made])
+    return [(type(each).__name__, each.name) for each in made], os.getpid()
+
+
 def die(_=None):
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -410,6 +410,80 @@ tell(made); wait()
         wait_until_gone(told["objects"])
 
 
+OPEN = """
+    os.setsid()
+    if sys.argv[2] == "joblib":
+        import joblib
+        parallel = joblib.Parallel(n_jobs=2).__enter__()
+        call = lambda function, *args: parallel([joblib.delayed(function)(*args)])[0]
+    else:
+        if sys.argv[2] == "loky":
+            from loky import ProcessPoolExecutor
+            executor = ProcessPoolExecutor(2)
+        else:
+            from concurrent.futures import ProcessPoolExecutor
+            executor = ProcessPoolExecutor(2, mp_context=context)
+        call = lambda function, *args: executor.submit(function, *args).result()
+    held = make()
+    given = call(work.give)
+    private, worker = call(work.keep, held)
+    own = make()
+    tell(held + given + own, own=[each.name for each in own], private=private, worker=worker)
+    signal.pause()
+"""
+
+
+@contextlib.contextmanager
+def open_executor(company):
+    """A root whose worker uses what the root made, has given something to it, and made something for itself."""
+    method = company
+    if company in ("loky", "joblib"):
+        pytest.importorskip(company)
+        method = "spawn"
+    with program(WORK + OPEN, method, company) as (root, told):
+        told["private"] = [tuple(each) for each in told["private"]]
+        told["objects"] += told["private"]
+        others = psutil.Process(root.pid).children(recursive=True)
+        try:
+            yield root, told
+        finally:
+            for each in others:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+
+each_company = pytest.mark.parametrize("company", ["fork", "spawn", "forkserver", "loky", "joblib"])
+
+
+@each_company
+def test_g2_g4_an_open_executor_whose_worker_is_killed_and_then_all(company):
+    with open_executor(company) as (root, told):
+        kill(told["worker"])
+        wait_until_gone(told["private"])
+        shared = [each for each in told["objects"] if each not in told["private"]]
+        assert existing(shared) == shared
+        os.killpg(root.pid, signal.SIGKILL)
+        wait_until_gone(told["objects"])
+
+
+@each_company
+def test_g2_an_open_executor_whose_root_is_killed(company):
+    """Its workers wait for work for ever, and what they use stays for so long: as docs/design.md has it."""
+    with open_executor(company) as (root, told):
+        workers = psutil.Process(root.pid).children(recursive=True)
+        root.kill()
+        root.wait(30)
+        used = [each for each in told["objects"] if each[1] not in told["own"]]
+        wait_until_gone([each for each in told["objects"] if each not in used])
+        _reaper.reap()
+        assert existing(used) == used
+        assert psutil.pid_exists(told["worker"])
+        for each in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        wait_until_gone(told["objects"])
+
+
 MANAGER = """
     made = make()
     manager = context.Manager()
