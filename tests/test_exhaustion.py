@@ -4,7 +4,6 @@ Each scenario is a function that runs in a process of its own, whose limits it l
 """
 
 import contextlib
-import ctypes
 import errno
 import functools
 import mmap
@@ -13,7 +12,6 @@ import pickle
 import platform
 import re
 import resource
-import struct
 import sys
 import threading
 from pathlib import Path
@@ -290,23 +288,11 @@ def test_beyond_the_limits_of_queues(as_root, name):
 _MQ_GETSETATTR = 245 if platform.machine() == "x86_64" else 185
 
 
-def forbid(system_call):
-    """For good: it fails with EIO. See seccomp(2)."""
-    load, equal, end = 0x20, 0x15, 0x06
-    error, allow = 0x00050000 | errno.EIO, 0x7FFF0000
-    instructions = (load, 0, 0, 0), (equal, 0, 1, system_call), (end, 0, 0, error), (end, 0, 0, allow)
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in instructions))
-    filter_ = struct.pack("@HP", len(instructions), ctypes.addressof(program))
-    prctl = ctypes.CDLL(None).prctl
-    if prctl(38, 1, 0, 0, 0) != 0 or prctl(22, 2, filter_, 0, 0) != 0:
-        support.skip("needs seccomp")
-
-
 def create_and_ask_in_vain(name, tracked):
     from posix_ipc import mp_integration
 
     create = mp_integration.MessageQueue if tracked else MessageQueue
-    forbid(_MQ_GETSETATTR)
+    support.forbid(_MQ_GETSETATTR, errno.EIO)
     fails_with(errno.EIO, lambda: create(name, posix_ipc.O_CREX, **support.SMALL_QUEUE), filename=name)
     assert not MESSAGE_QUEUE.exists(name)
 

@@ -1,6 +1,5 @@
 """MessageQueue.request_notification, by signal and by callback."""
 
-import ctypes
 import errno
 import functools
 import gc
@@ -8,7 +7,6 @@ import os
 import platform
 import resource
 import signal
-import struct
 import sys
 import threading
 import weakref
@@ -17,11 +15,11 @@ import pytest
 from support import (
     SMALL_QUEUE,
     finish,
+    forbid,
     open_fds,
     run_forked,
     run_function,
     run_python,
-    skip,
     start_python,
     threads,
     wait_until,
@@ -423,23 +421,7 @@ def test_request_without_a_descriptor_left_leaves_the_one_before_alone():
     run_forked(request_without_a_descriptor_left)
 
 
-def refuse_registrations():
-    """From here on the kernel tells this thread, and only this one, that it has no memory for a notification."""
-    number = 244 if platform.machine() == "x86_64" else 184  # of mq_notify
-    load, jump, give = 0x20, 0x15, 0x06  # bpf(2), seccomp(2)
-    program = [
-        (load, 0, 0, 0),
-        (jump, 0, 3, number),
-        (load, 0, 0, 24 if sys.byteorder == "little" else 28),  # half of the second argument: NULL cancels
-        (jump, 1, 0, 0),
-        (give, 0, 0, 0x00050000 | errno.ENOMEM),
-        (give, 0, 0, 0x7FFF0000),
-    ]
-    filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
-    whole = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(filters)))
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.prctl(38, 1, 0, 0, 0) < 0 or library.prctl(22, 2, whole, 0, 0) < 0:
-        skip(f"no right to a seccomp filter: {os.strerror(ctypes.get_errno())}")
+_MQ_NOTIFY = 244 if platform.machine() == "x86_64" else 184
 
 
 def request_that_the_kernel_refuses(new):
@@ -448,7 +430,7 @@ def request_that_the_kernel_refuses(new):
     called = Recorder()
     q.request_notification((called, "old"))
     before = threads()
-    refuse_registrations()
+    forbid(_MQ_NOTIFY, errno.ENOMEM, argument=1)  # NULL cancels
     with pytest.raises(OSError, match="mq_notify") as caught:
         q.request_notification(REQUESTS[new](Recorder()))
     assert caught.value.errno == errno.ENOMEM
