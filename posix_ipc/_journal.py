@@ -25,6 +25,8 @@ if not hasattr(_ext, "Journal"):
     raise ImportError(NEEDS_LINUX, name=__name__)
 
 SHM = "/dev/shm"
+TEMPORARY = ".posix_ipc.tmp-"
+"""What the names of files there begin with that are to become objects, where the kernel makes none without a name."""
 FIRST_SLOTS = 64
 MOST_SLOTS = 8192
 TOKEN_FILE = re.compile(r"(?P<token>\d+-\d+-\d+)\.(?P<role>root|proxy|tracker|j[0-9a-f]+)")
@@ -46,7 +48,7 @@ def directories(uid: int | None = None) -> list[str]:
 
 def temporaries() -> list[str]:
     """Objects that are being made, or were when their maker died, where files cannot be made without a name."""
-    return [f"{SHM}/{name}" for name in os.listdir(SHM) if name.startswith(".posix_ipc.tmp-")]
+    return [f"{SHM}/{name}" for name in os.listdir(SHM) if name.startswith(TEMPORARY)]
 
 
 def users() -> set[int]:

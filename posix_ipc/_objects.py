@@ -38,7 +38,7 @@ class FoundFile(NamedTuple):
     @property
     def is_our_temporary(self) -> bool:
         """Does it get its name when it is complete? So it is where O_TMPFILE is missing."""
-        return self.name.startswith(b"/.posix_ipc.tmp-")
+        return self.name.startswith(b"/" + _journal.TEMPORARY.encode())
 
     @property
     def is_truncated(self) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import resource
+import stat
 import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def sweep(
             owed |= swept.owed
             blind |= swept.blind
     if trees is None:
-        _remove_temporaries()
+        _remove_temporaries(log)
     return Swept(removed, owed, blind)
 
 
@@ -286,7 +287,7 @@ def _give_back(aside: bytes, path: bytes) -> None:
             os.unlink(aside)
 
 
-def _remove_temporaries() -> None:
+def _remove_temporaries(log: Log) -> None:
     """Remove what nobody will ever give its name; its maker would hold a lock of it. See shm_file.c."""
     for path in _journal.temporaries():
         try:
@@ -294,8 +295,10 @@ def _remove_temporaries() -> None:
         except OSError:  # gone, not ours, or no descriptor left: the next sweep will see
             continue
         with _journal.closing(descriptor), contextlib.suppress(FileNotFoundError):
-            if os.fstat(descriptor).st_uid == os.geteuid() and _owners.try_lock(descriptor):
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and _owners.try_lock(descriptor):
                 os.unlink(path)
+                log(f"removed {path}: its creation was killed before the object had its name")
 
 
 def remove_if_dead(path: str, read: Contents | None = None) -> None:

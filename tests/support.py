@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import platform
@@ -628,3 +629,13 @@ def forbid(system_call, error, argument=None, bits=0xFFFFFFFF):
     library = ctypes.CDLL(None, use_errno=True)
     if library.prctl(38, 1, 0, 0, 0) < 0 or library.prctl(22, 2, program, 0, 0) < 0:
         skip(f"no right to a seccomp filter: {os.strerror(ctypes.get_errno())}")
+
+
+_OPENAT = 257 if platform.machine() == "x86_64" else 56
+
+
+def have_no_file_without_a_name():
+    """In a child: as on a file system that cannot make them, see O_TMPFILE in open(2)."""
+    forbid(_OPENAT, errno.EOPNOTSUPP, argument=2, bits=os.O_TMPFILE & ~os.O_DIRECTORY)
+    with pytest.raises(OSError, match="not supported"):
+        os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)

@@ -16,7 +16,7 @@ import time
 import pytest
 from lifetime import BY_NAME, DIRECTORY, OPTIONS, belong_to_a_new_tree, has_ended, make, pretend_tracker, trackers
 from stepping import Stepped, is_allowed
-from support import run_forked, run_privately, wait_until
+from support import have_no_file_without_a_name, run_forked, run_privately, wait_until
 
 import posix_ipc
 from posix_ipc import _journal, _reaper, mp_integration
@@ -248,6 +248,15 @@ def each_operation(*operations):
 @each_operation(first_creation, next_creation, creation_in_a_full_journal, creation_that_fails)
 def test_g4_death_of_a_worker_that_creates(operation):
     assert everywhere(die_everywhere, operation, KINDS, False) > 90
+
+
+def die_everywhere_without_nameless_files():
+    have_no_file_without_a_name()
+    die_everywhere(next_creation.__name__, ["Semaphore", "SharedMemory"], root=False)
+
+
+def test_g4_death_while_an_object_has_another_name():
+    assert everywhere(die_everywhere_without_nameless_files) > 50
 
 
 @each_operation(attaching, unpickling, taking_ownership, unlinking, closing)
