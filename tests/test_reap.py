@@ -7,10 +7,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
-from lifetime import DIRECTORY, OPTIONS, die_after, existing, make, pretend_tracker
+from lifetime import DIRECTORY, OPTIONS, die_after, existing, make, pretend_tracker, write_program
 from support import SMALL_QUEUE, open_fds, run_privately
 
 from posix_ipc import _apart, _helper, _journal, mp_integration
@@ -28,14 +27,6 @@ def leave_one_of_each():
 
 def have_nobody_else_sweep():
     return pretend_tracker(multiprocessing.current_process()._config["posix_ipc_token"])
-
-
-def write_program(text):
-    """A program to be started as if it were Python."""
-    path = Path("/dev/shm/program")
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o700)
-    multiprocessing.set_executable(str(path))
 
 
 def freeze():
