@@ -351,17 +351,38 @@ def test_callback_does_not_move_to_the_queue_that_is_opened_anew(flags):
         each.close()
 
 
-def test_forked_child_that_leaves_an_inherited_block_unlinks_nothing():
-    run_python(
-        "import os\n"
-        "from posix_ipc.mp_integration import SharedMemory\n"
-        "with SharedMemory(size=8) as segment:\n"
-        "    pid = os.fork()\n"
-        "    if pid:\n"
-        "        assert os.waitpid(pid, 0)[1] == 0\n"
-        "        assert os.path.exists('/dev/shm' + segment.name)\n"
-        "if not pid: os._exit(0)\n"
-    )
+LEAVE_A_BLOCK_TWICE = """
+import os, sys
+from posix_ipc import ExistentialError
+from posix_ipc.mp_integration import *
+
+def is_there(handle):
+    try:
+        type(handle).attach(handle.name).close()
+    except ExistentialError:
+        return False
+    return True
+
+with eval(sys.argv[1]) as block:
+    if isinstance(block, IPCManager):
+        made = [block.SharedMemory(size=8), block.Semaphore(), block.MessageQueue(max_messages=1, max_message_size=8)]
+    else:
+        made = [block]
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        assert all(map(is_there, made))
+if not pid:
+    os._exit(0)
+assert not any(map(is_there, made))
+"""
+
+
+@pytest.mark.parametrize(
+    "block", ["SharedMemory(size=8)", "MessageQueue(max_messages=1, max_message_size=8)", "IPCManager()"]
+)
+def test_forked_child_that_leaves_an_inherited_block_unlinks_nothing(block):
+    assert run_python(LEAVE_A_BLOCK_TWICE, block).stderr == ""
 
 
 def test_track_and_untrack(kind, cls, exists):

@@ -143,21 +143,23 @@ def test_a_manager_that_ctrl_c_interrupts_at_its_end(in_flight):
     run_privately(interrupt_a_manager, in_flight)
 
 
-def test_a_manager_that_is_left_normally_starts_no_process():
-    code = (
-        "import psutil\n"
-        "from posix_ipc.mp_integration import IPCManager\n"
-        "with IPCManager() as ipc:\n"
-        "    made = [ipc.SharedMemory(size=8), ipc.Semaphore(), ipc.MessageQueue(max_messages=1, max_message_size=8)]\n"
-        "    assert all(each.owned for each in made)\n"
-        "    assert psutil.Process().children() == []\n"
-        "assert not any(each.owned for each in made)\n"
-        "for each in made:\n"
-        "    try: type(each).attach(each.name)\n"
-        "    except Exception as error: print(type(error).__name__)\n"
-    )
-    done = run_python(code)
-    assert (done.stdout, done.stderr) == ("ExistentialError\n" * 3, "")
+def manage_alone():
+    """Of all processes there are, also those that nobody here is the parent of, one is new: the tracker."""
+    before = set(psutil.pids())
+    with IPCManager() as ipc:
+        made = [ipc.SharedMemory(size=8), ipc.Semaphore(), ipc.MessageQueue(**SMALL_QUEUE)]
+        assert all(each.owned for each in made)
+        token = multiprocessing.current_process()._config["posix_ipc_token"]
+        (tracker,) = wait_until(lambda: trackers(token))
+        assert set(psutil.pids()) - before == {tracker.pid}
+    assert set(psutil.pids()) - before == {tracker.pid}
+    assert not any(each.owned for each in made)
+    assert not existing([(type(each).__name__, each.name) for each in made])
+
+
+@pytest.mark.slow
+def test_a_manager_starts_no_process_but_the_tracker():
+    run_privately(manage_alone)
 
 
 # ---- attaching ----
