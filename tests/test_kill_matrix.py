@@ -12,7 +12,7 @@ import sys
 import psutil
 import pytest
 from lifetime import Tree, assert_all_is_over, existing, trackers, wait_until_gone
-from support import private_ipc, run_python
+from support import finish, private_ipc, start_python, wait_until_ready
 
 from posix_ipc import _reaper
 
@@ -149,6 +149,14 @@ def test_g2_tracker_is_deaf_to_the_signals_of_groups():
 
 # ---- the whole group, and the tracker ----
 
+NEXT_CREATION = """
+import sys
+from posix_ipc.mp_integration import Semaphore
+made = Semaphore()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
 
 @each_method
 @pytest.mark.parametrize("how", [*BY_ITSELF, *SIGNALS])
@@ -162,6 +170,8 @@ def test_g3_group_ends_after_its_tracker(method, how):
             assert existing(tree.objects) == tree.objects
         if how == "exit":
             wait_until_gone(tree.own_objects)
-        run_python("from posix_ipc.mp_integration import Semaphore; Semaphore()")
-        wait_until_gone(tree.objects)
+        with start_python(NEXT_CREATION) as another:
+            wait_until_ready(another)
+            wait_until_gone(tree.objects)  # while it lives: it is not its end that did it
+            assert finish(another) == ""
         assert_silent(tree, how)
