@@ -11,7 +11,7 @@ from support import KINDS, MESSAGE_QUEUE, SEMAPHORE, SHARED_MEMORY
 
 import posix_ipc
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "skips"]
 
 
 def pytest_configure():
