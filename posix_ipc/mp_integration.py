@@ -386,9 +386,13 @@ def reap() -> list[Removed]:
     The tracker of a tree does so by itself; this is for what a tree left whose tracker was killed with it.
     Raises OSError when it cannot be told who is alive (no descriptor or memory left), or after a minute.
     """
+    return _reap("by reap()")
+
+
+def _reap(why: str) -> list[Removed]:
     # In a process of its own, since looking at a queue cancels the notification that this one may have asked of it.
     lines, removed = _helper.ask(_apart.reap)
-    _log("by reap()", lines)
+    _log(why, lines)
     return [Removed(kind, name, tuple(identity), journal) for kind, name, identity, journal in removed]
 
 
@@ -510,7 +514,7 @@ def _open_journals(process: _journal.Process) -> None:
         if error.errno != errno.ENOSPC:
             raise
         with contextlib.suppress(OSError):  # then there is no more room than before
-            reap()  # it may be what the dead have left that fills the file system
+            _reap("to make room for a creation")  # it may be what the dead have left that fills the file system
         process.open_journals()
 
 

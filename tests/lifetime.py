@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -177,6 +178,20 @@ def belong_to_a_new_tree():
 def pretend_tracker(token):
     """The lock of a tracker that is not there, so that nobody sweeps but the test."""
     return _ext.Journal(f"{_journal.directory()}/{token}.tracker", 1)
+
+
+class Listener(logging.Handler):
+    """What this process tells the logger of the package from now on, as (level, text)."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+        logger = logging.getLogger("posix_ipc")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+
+    def emit(self, record):
+        self.lines.append((record.levelname, record.getMessage()))
 
 
 def write_program(text):

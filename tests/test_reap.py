@@ -2,14 +2,13 @@
 
 import errno
 import fcntl
-import logging
 import multiprocessing
 import os
 import signal
 import sys
 
 import pytest
-from lifetime import DIRECTORY, OPTIONS, die_after, existing, make, pretend_tracker, write_program
+from lifetime import DIRECTORY, OPTIONS, Listener, die_after, existing, make, pretend_tracker, write_program
 from support import SMALL_QUEUE, open_fds, run_privately
 
 from posix_ipc import _apart, _helper, _journal, mp_integration
@@ -192,18 +191,6 @@ def test_a_creation_without_room_raises_that_error():
 
 
 # ---- what it logs ----
-
-
-class Listener(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-        logger = logging.getLogger("posix_ipc")
-        logger.addHandler(self)
-        logger.setLevel(logging.INFO)
-
-    def emit(self, record):
-        self.lines.append((record.levelname, record.getMessage()))
 
 
 def listen():

@@ -12,7 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import BY_NAME, DIRECTORY, belong_to_a_new_tree, die_after, existing, in_a_worker, make, trackers
+from lifetime import (
+    BY_NAME,
+    DIRECTORY,
+    Listener,
+    belong_to_a_new_tree,
+    die_after,
+    existing,
+    in_a_worker,
+    make,
+    trackers,
+)
 from support import (
     KINDS,
     NOBODY,
@@ -435,8 +445,12 @@ def create_where_the_dead_left_no_room():
         wait_until(lambda: not _ext._is_locked(f"{DIRECTORY}/{token}.tracker"))
         child.kill()
     assert existing([("SharedMemory", "/all")])
+    listener = Listener()
     SharedMemory(size=4096, reserve=True).unlink()
     assert not existing([("SharedMemory", "/all")])
+    told = f"process {os.getpid()}, to make room for a creation: removed shared_memory '/all': its owner, recorded in "
+    assert [line for line in listener.lines if line[1].startswith(f"{told}{DIRECTORY}/{token}.root, has ended")]
+    assert {level for level, _ in listener.lines} == {"INFO"}
 
 
 @pytest.mark.slow
