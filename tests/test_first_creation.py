@@ -1,19 +1,105 @@
-"""The first creation of a process makes a journal and starts a tracker: nothing else does, and nothing waits for it."""
+"""What a process is the first to answer for gives it a journal, and its tree a tracker; nothing else does.
+
+That it waits for nobody then: test_waits_for_nobody.py.
+"""
 
 import ctypes
+import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 
+import psutil
 import pytest
-from lifetime import OPTIONS
-from support import run_privately
+from lifetime import DIRECTORY, OPTIONS, existing, trackers
+from support import run_forked, run_privately, wait_until
 
-from posix_ipc import O_CREAT, O_CREX, O_TRUNC, _tracker, mp_integration
-from posix_ipc.mp_integration import Semaphore
+import posix_ipc
+from posix_ipc import O_CREAT, O_CREX, O_TRUNC, _journal, _tracker, leaks, mp_integration
+from posix_ipc.mp_integration import Semaphore, reap, track
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tracking is for Linux")
+
+# ---- what it takes ----
+
+PLAIN = [(kind, "/plain") for kind in OPTIONS]
+
+
+def create_plain():
+    return [getattr(posix_ipc, kind)(name, O_CREX, **OPTIONS[kind]) for kind, name in PLAIN]
+
+
+def attach():
+    return [getattr(mp_integration, kind).attach(name) for kind, name in PLAIN]
+
+
+def use_and_close():
+    semaphore, segment, queue = attach()
+    semaphore.release()
+    segment.buf[0] = 1
+    queue.send(b"")
+    for each in (semaphore, segment, queue):
+        each.close()
+
+
+def unlink():
+    for each in attach():
+        each.unlink()
+        assert not each.owned
+
+
+ANSWERS_FOR_NOTHING = {
+    "plain objects": lambda: pickle.loads(pickle.dumps(create_plain())),
+    "use": use_and_close,
+    "a sweep": reap,
+    "a look": leaks.inventory,
+    "unlinking": unlink,
+}
+
+
+def answer_for_nothing():
+    processes = set(psutil.pids())
+    for what, act in ANSWERS_FOR_NOTHING.items():
+        act()
+        assert set(psutil.pids()) == processes, what
+        assert not [name for name in os.listdir("/dev/shm") if name.startswith(".posix_ipc")], what
+    assert not existing(PLAIN)
+
+
+@pytest.mark.slow
+def test_attaching_looking_and_unlinking_make_no_journal_and_start_no_tracker():
+    run_privately(answer_for_nothing)
+
+
+ANSWERS_FOR_SOMETHING = {
+    "creating": lambda name: Semaphore(),
+    "sending": lambda name: pickle.dumps(Semaphore.attach(name)),
+    "taking": lambda name: Semaphore.attach(name).take_ownership(),
+    "tracking": lambda name: track(posix_ipc.Semaphore(f"{name}-tracked", O_CREX)),
+}
+
+
+def be_a_root(act):
+    token = _journal.own_token()
+    multiprocessing.current_process()._config["posix_ipc_token"] = token
+    kept = act("/plain")
+    assert DIRECTORY.joinpath(f"{token}.root").exists()
+    assert len(wait_until(lambda: trackers(token))) == 1
+    del kept
+
+
+def answer_for_something():
+    posix_ipc.Semaphore("/plain", O_CREX)
+    for act in ANSWERS_FOR_SOMETHING.values():
+        run_forked(be_a_root, act)
+
+
+@pytest.mark.slow
+def test_creating_sending_taking_and_tracking_make_a_journal_and_start_a_tracker():
+    run_privately(answer_for_something)
+
 
 # ---- beside a fork ----
 
