@@ -416,6 +416,8 @@ static PyMethodDef ext_functions[] = {
     {"_is_locked", system_is_locked, METH_O,
      PyDoc_STR("_is_locked($module, path, /)\n--\n\nDoes somebody hold an exclusive flock on this file? False also if "
                "it does not exist.")},
+    {"_is_tmpfs", system_is_tmpfs, METH_O,
+     PyDoc_STR("_is_tmpfs($module, path, /)\n--\n\nIs it on a tmpfs? statfs(2).")},
     {"_rename_noreplace", system_rename_noreplace, METH_VARARGS,
      PyDoc_STR("_rename_noreplace($module, source, target, /)\n--\n\nRename, unless the target exists. renameat2(2).")},
     {"_strike", journal_strike, METH_VARARGS,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from posix_ipc import _ext
+from posix_ipc import _ext, _file_system
 
 NEEDS_LINUX = "posix_ipc: tracked objects and leak detection need Linux; the plain classes are there"
 if not hasattr(_ext, "Journal"):
@@ -204,7 +204,7 @@ class Process:
         """Have a journal, where it can be found."""
         if not self.journals:
             self._place(directory(), self.token)
-            self.journals.append(self._new_journal(FIRST_SLOTS, first=True))
+            self.journals.append(self._first_journal())
         elif not self.journals[-1].in_place():
             if os.stat(directory()).st_dev == self.journals[-1].device:
                 self._move_journals()  # somebody wiped the directory
@@ -239,6 +239,18 @@ class Process:
         known = [*self._elsewhere, *self.journals]
         self.journals = [journal for journal in known if journal.in_place()]
         self._elsewhere = [journal for journal in known if journal not in self.journals]
+
+    def _first_journal(self) -> _ext.Journal:
+        journal = self._new_journal(FIRST_SLOTS, first=True)
+        path = os.fsdecode(journal.path)
+        try:
+            _file_system.test(SHM, path)
+        except OSError:
+            journal.close()
+            with contextlib.suppress(FileNotFoundError):  # a sweep was quicker
+                os.unlink(path)
+            raise
+        return journal
 
     def _new_journal(self, slots: int, first: bool) -> _ext.Journal:
         return self._at_free_path(first, lambda path: _ext.Journal(path, slots))

@@ -456,6 +456,7 @@ int system_probe_lock(const char *path);
 PyObject *system_facts(PyObject *module, PyObject *descriptor);
 PyObject *system_facts_at(PyObject *module, PyObject *path);
 PyObject *system_is_locked(PyObject *module, PyObject *path);
+PyObject *system_is_tmpfs(PyObject *module, PyObject *path);
 PyObject *system_rename_noreplace(PyObject *module, PyObject *args);
 PyObject *system_watch(PyObject *module, PyObject *path);
 PyObject *system_pidfd_open(PyObject *module, PyObject *pid);

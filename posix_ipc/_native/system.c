@@ -4,6 +4,7 @@
 #if HAVE_TRACKING
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #ifndef RENAME_NOREPLACE
@@ -76,6 +78,21 @@ system_is_locked(PyObject *Py_UNUSED(module), PyObject *arg)
     }
     int locked = system_probe_lock(PyBytes_AS_STRING(path));
     PyObject *result = locked < 0 ? PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, arg) : PyBool_FromLong(locked);
+    Py_DECREF(path);
+    return result;
+}
+
+PyObject *
+system_is_tmpfs(PyObject *Py_UNUSED(module), PyObject *arg)
+{
+    struct statfs status;
+    PyObject *path;
+    if (!PyUnicode_FSConverter(arg, &path)) {
+        return NULL;
+    }
+    PyObject *result = statfs(PyBytes_AS_STRING(path), &status) < 0
+                           ? PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, arg)
+                           : PyBool_FromLong(status.f_type == TMPFS_MAGIC);
     Py_DECREF(path);
     return result;
 }
