@@ -14,7 +14,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import DIRECTORY, OPTIONS, belong_to_a_new_tree, die_after, existing, make, trackers, wait_until_gone
+from lifetime import (
+    DIRECTORY,
+    OPTIONS,
+    belong_to_a_new_tree,
+    die_after,
+    existing,
+    make,
+    pretend_tracker,
+    trackers,
+    wait_until_gone,
+)
 from stepping import Stepped, is_allowed
 from support import forbid, have_no_file_without_a_name, run_privately, start_python, wait_until
 
@@ -120,6 +130,7 @@ def is_leased(path):
 def create_all_the_same(circumstances):
     CIRCUMSTANCES[circumstances]()
     os.umask(0o027)
+    tracker = pretend_tracker(_journal.own_token())  # so that nobody else sweeps
     for kind in FILES:
         for create in (make, create_plain):
             made = create(kind, "/made", mode=0o666)
@@ -141,6 +152,7 @@ def create_all_the_same(circumstances):
         die_after(make, kind, "/made")
         assert [each.name for each in _reaper.reap()] == ["/made"]
         assert files() == []
+    del tracker
 
 
 @pytest.mark.parametrize("circumstances", CIRCUMSTANCES)
