@@ -452,10 +452,7 @@ def open_executor(company):
                     each.kill()
 
 
-each_company = pytest.mark.parametrize("company", ["fork", "spawn", "forkserver", "loky", "joblib"])
-
-
-@each_company
+@pytest.mark.parametrize("company", ["fork", "spawn", "forkserver", "loky", "joblib"])
 def test_g2_g4_an_open_executor_whose_worker_is_killed_and_then_all(company):
     with open_executor(company) as (root, told):
         kill(told["worker"])
@@ -466,7 +463,7 @@ def test_g2_g4_an_open_executor_whose_worker_is_killed_and_then_all(company):
         wait_until_gone(told["objects"])
 
 
-@each_company
+@pytest.mark.parametrize("company", ["fork", "spawn", "loky"])  # joblib's workers are loky's
 def test_g2_an_open_executor_whose_root_is_killed(company):
     """Its workers wait for work for ever, and what they use stays for so long: as docs/design.md has it."""
     with open_executor(company) as (root, told):
