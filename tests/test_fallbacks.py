@@ -3,6 +3,7 @@
 The kernel itself refuses the calls, to this process and to all that it starts: see seccomp(2).
 """
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -68,8 +69,11 @@ PRIVATE, SENT = [("SharedMemory", "/private")], [("SharedMemory", "/sent")]
 
 def doorbells(tracker):
     """What it waits for, as the kernel calls it."""
-    links = [os.readlink(path) for path in Path(f"/proc/{tracker.pid}/fd").iterdir()]
-    return {link.removeprefix("anon_inode:").strip("[]") for link in links if link.startswith("anon_inode:")}
+    found = set()
+    for path in Path(f"/proc/{tracker.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it looks at files meanwhile
+            found.add(os.readlink(path))
+    return {link.removeprefix("anon_inode:").strip("[]") for link in found if link.startswith("anon_inode:")}
 
 
 def wait_until_it_looks_again(tracker):
