@@ -136,6 +136,7 @@ def _finding_lines(finding: Finding, width: int | None) -> list[Line]:
 
 def _rm(chosen: argparse.Namespace, output: Output) -> int:
     names = list(dict.fromkeys(map(_name, chosen.names)))
+    _removal.give_back()
     survey = _survey_of(names, chosen)
     by_name = defaultdict(list)
     for each in survey.objects:

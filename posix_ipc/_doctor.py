@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import posix_ipc
-from posix_ipc import _ext, _holders, _journal, _mounts, _survey, leaks
+from posix_ipc import _aside, _ext, _holders, _journal, _mounts, _survey, leaks
 from posix_ipc._tables import size_words
 from posix_ipc.leaks import Survey
 
@@ -198,6 +198,10 @@ def _tracking(survey: Survey) -> Finding:
         return Finding(subject, ATTENTION, fact, "another name is used instead; find out who took this one")
     journals = sum(_is_journal(name) for directory in directories for name in os.listdir(directory))
     fact = f"supported; {journals} journal{'s' * (journals != 1)} of this user"
+    aside = sum(len(_aside.leftovers(directory)) for directory in directories)
+    if aside:
+        fact += f"; {aside} object{'s' * (aside != 1)} without the name, which a removal took that was killed"
+        return Finding(subject, ATTENTION, fact, "posix-ipc reap --yes gives that back")
     try:
         os.close(os.open(_journal.SHM, os.O_TMPFILE | os.O_RDWR, 0o600))
         os.close(_ext._watch(_journal.SHM))

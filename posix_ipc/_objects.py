@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from posix_ipc import _ext, _journal
+from posix_ipc import _aside, _ext, _journal
 from posix_ipc._journal import Identity
 from posix_ipc._mounts import Mount, mounts
 
@@ -30,10 +31,13 @@ class FoundFile(NamedTuple):
     mode: int
     uid: int
     links: int
+    path: bytes
+    """Where it is: under its name, or aside."""
 
     @property
-    def path(self) -> bytes:
-        return _journal.path_of(self.kind, self.name)
+    def is_aside(self) -> bool:
+        """Has a removal taken its name, and not come to its end?"""
+        return self.path != _journal.path_of(self.kind, self.name)
 
     @property
     def is_our_temporary(self) -> bool:
@@ -91,22 +95,28 @@ def shm_device() -> int:
 
 
 def shm_files() -> Iterator[FoundFile]:
-    """The segments and semaphores, told apart by the name and, where that is the name of both, by the size."""
-    with os.scandir(os.fsencode(_journal.SHM)) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
-                    yield _found(entry)
+    """The segments and semaphores, told apart by the name and, where that is the name of both, by the size.
+
+    Also those whose name a removal of this user has taken, which may have been killed then.
+    """
+    shm = os.fsencode(_journal.SHM)
+    paths = [shm + b"/" + name for name in os.listdir(shm)]
+    for directory in _journal.directories():
+        paths += _aside.leftovers(directory)
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                yield _found(path, status)
 
 
-def _found(entry: os.DirEntry[bytes]) -> FoundFile:
-    *identity, mode, uid, links, size = _ext._facts_at(entry.path)
-    allocated = entry.stat(follow_symlinks=False).st_blocks * 512
-    kind, name = "shared_memory", b"/" + entry.name
+def _found(path: bytes, status: os.stat_result) -> FoundFile:
+    *identity, mode, uid, links, size = _ext._facts_at(path)
+    kind, name = "shared_memory", b"/" + os.path.basename(path)
     if name.startswith(b"/sem.") and len(name) > 5 and size <= SEMAPHORE_SIZE:
-        kind, name = "semaphore", b"/" + entry.name[4:]
+        kind, name = "semaphore", b"/" + name[5:]
     device, inode, born = identity
-    return FoundFile(kind, name, (device, inode, born), size, allocated, mode, uid, links)
+    return FoundFile(kind, name, (device, inode, born), size, status.st_blocks * 512, mode, uid, links, path)
 
 
 class QueueMount(NamedTuple):

@@ -196,6 +196,9 @@ def _locked_file(entry: Entry) -> Iterator[str]:
     path = _journal.path_of(entry.kind, entry.name)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError:  # a removal has it alone: see F_SETLEASE in fcntl(2)
+        yield LEASED
+        return
     except OSError as error:
         gone = error.errno in _journal.NO_FILE or _is_foreign(path)
         if not gone and not isinstance(error, PermissionError):

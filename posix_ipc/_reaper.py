@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import posix_ipc
-from posix_ipc import _ext, _journal, _owners
+from posix_ipc import _aside, _ext, _journal, _owners
+from posix_ipc._aside import KEPT, REMOVED
 from posix_ipc._journal import INTENT, Contents, Entry, Identity
 from posix_ipc._owners import File, Log, Records, silent
 
@@ -124,6 +125,7 @@ def _sweep_one(
     directory: str, log: Log, ending: Collection[str], chosen: Chosen, trees: Collection[str] | None
 ) -> Swept:
     """Do what the files of the dead in one directory ask for. What those in the others protect counts too."""
+    _aside.give_back_leftovers(directory)
     records = Records(log, ending)
     if records.blind:
         return Swept([], {file.token for file in records.files}, blind=True)
@@ -187,7 +189,6 @@ def _tell(item: _Item, swept: Swept, log: Log) -> None:
     swept.removed.append(Removed(entry.kind, name, entry.identity, os.path.basename(path)))
 
 
-REMOVED, KEPT = "removed", "kept"
 _OWED = {_owners.PROTECTED, _owners.LEASED, KEPT}
 """What will change without a report."""
 
@@ -203,8 +204,11 @@ def _look(records: Records, item: _Item, locks: contextlib.ExitStack) -> str:
     if is_file:
         _settle(item)
     outcome = locks.enter_context(_owners.locked_if_free(item.entry, records.live_intents))
-    if outcome == _owners.GONE and is_file and _settle(item):
-        return REMOVED  # by another sweep, which may have been killed since it put it aside
+    if outcome == _owners.GONE and is_file:
+        if _settle(item):
+            return REMOVED  # by another sweep, which may have been killed since it put it aside
+        if _is_put_aside(item):
+            return KEPT  # by a removal, which may have to give it back
     return outcome
 
 
@@ -213,7 +217,7 @@ def _is_gone(records: Records, item: _Item) -> bool:
     entry = item.entry
     if entry.kind == "message_queue":
         return item.contents.ipc_namespace == records.ipc_namespace and not _owners.may_be_there(entry)
-    return not (_owners.may_be_there(entry) or os.path.lexists(_aside(item)) or _owners.may_be_there(entry))
+    return not (_owners.may_be_there(entry) or _is_put_aside(item) or _owners.may_be_there(entry))
 
 
 def _remove_if_open(records: Records, item: _Item) -> str:
@@ -226,7 +230,7 @@ def _remove_if_open(records: Records, item: _Item) -> str:
         return KEPT
     if entry.kind != "message_queue":
         try:
-            return remove_by_rename(_journal.path_of(entry.kind, entry.name), _aside(item), entry.identity)
+            return _aside.remove_by_rename(_path(item), _path_aside(item), entry.identity)
         except OSError:
             return KEPT
     if not _owners.may_be_there(entry):  # somebody removed it since the first look, and its name may be another's
@@ -240,51 +244,22 @@ def _remove_if_open(records: Records, item: _Item) -> str:
     return REMOVED
 
 
-def _aside(item: _Item) -> bytes:
+def _path_aside(item: _Item) -> bytes:
     return os.fsencode(os.path.dirname(item.file.path)) + b"/aside-%d-%d-%d" % item.entry.identity
 
 
 def _settle(item: _Item) -> bool:
-    return settle_leftover(_aside(item), _journal.path_of(item.entry.kind, item.entry.name), item.entry.identity)
+    return _aside.settle_leftover(_path_aside(item), _path(item), item.entry.identity)
 
 
-def remove_by_rename(path: bytes, aside: bytes, identity: Identity, kept: Callable[[], bool] = lambda: False) -> str:
-    """Unlink a file, if it is the object: REMOVED, GONE or KEPT. Raises OSError when this user may not.
-
-    Between a check and an unlink the name may become another's; what was renamed can be looked at and given back, also
-    when `kept`, which is asked when nobody can reach it by its name any more, says that it is in use.
-    """
-    try:
-        _ext._rename_noreplace(path, aside)
-    except FileNotFoundError:
-        return _owners.GONE
-    try:
-        in_use = kept()
-    except BaseException:
-        _give_back(aside, path)
-        raise
-    if in_use:
-        _give_back(aside, path)
-        return KEPT
-    return REMOVED if settle_leftover(aside, path, identity) else _owners.GONE
+def _is_put_aside(item: _Item) -> bool:
+    """By a sweep, or by a removal that somebody asked for?"""
+    directory = os.path.dirname(item.file.path)
+    return os.path.lexists(_path_aside(item)) or _aside.is_there(directory, _path(item))
 
 
-def settle_leftover(aside: bytes, path: bytes, identity: Identity) -> bool:
-    """Remove what was renamed aside if it is the object, else give it its name back. True: removed."""
-    with contextlib.suppress(FileNotFoundError):  # there is none, or another sweep was quicker
-        if _journal.same_object(_ext._facts_at(aside)[:3], identity):
-            os.unlink(aside)
-            return True
-        _give_back(aside, path)
-    return False
-
-
-def _give_back(aside: bytes, path: bytes) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another sweep was quicker
-        try:
-            _ext._rename_noreplace(aside, path)
-        except FileExistsError:  # taken again, within microseconds: the name is what its owner lost to the third
-            os.unlink(aside)
+def _path(item: _Item) -> bytes:
+    return _journal.path_of(item.entry.kind, item.entry.name)
 
 
 def _remove_temporaries(log: Log) -> None:

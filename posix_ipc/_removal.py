@@ -11,12 +11,12 @@ import signal
 from collections.abc import Iterator
 
 import posix_ipc
-from posix_ipc import _ext, _journal, _owners
+from posix_ipc import _aside, _ext, _journal, _owners
+from posix_ipc._aside import KEPT, REMOVED, remove_by_rename
 from posix_ipc._journal import Identity
 from posix_ipc._owners import FREE, GONE, LEASED
-from posix_ipc._reaper import KEPT, REMOVED, remove_by_rename, settle_leftover
 
-__all__ = ["GONE", "KEPT", "REMOVED", "UntoldError", "Use", "remove"]
+__all__ = ["GONE", "KEPT", "REMOVED", "UntoldError", "Use", "give_back", "remove"]
 
 
 class Use(enum.Enum):
@@ -45,12 +45,20 @@ def remove(kind: str, name: str, identity: Identity, uid: int, use: Use) -> str:
         return _remove_file(kind, encoded, identity, uid, use)
 
 
+def give_back() -> None:
+    """Give the names back that were taken by removals of this user which were killed then."""
+    for directory in _journal.directories():
+        _aside.give_back_leftovers(directory)
+
+
 def _remove_file(kind: str, name: bytes, identity: Identity, uid: int, use: Use) -> str:
+    """Its name is taken only when all has been looked at that can be told before."""
     path = _journal.path_of(kind, name)
-    aside = os.fsencode(_journal.directory()) + b"/aside-%d-%d-%d" % identity
-    settle_leftover(aside, path, identity)
     if use is Use.NONE:
-        return remove_by_rename(path, aside, identity)
+        if not _leads_to(path, identity, uid):
+            return GONE
+        with _aside.place_of(path) as aside:
+            return remove_by_rename(path, aside, identity)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -61,7 +69,8 @@ def _remove_file(kind: str, name: bytes, identity: Identity, uid: int, use: Use)
         state = _state(descriptor, identity, uid, use)
         if state != FREE:
             return state
-        return remove_by_rename(path, aside, identity, lambda: use is Use.OPEN and not _have_alone(descriptor))
+        with _aside.place_of(path) as aside:
+            return remove_by_rename(path, aside, identity, lambda: use is Use.OPEN and _is_awaited(descriptor))
 
 
 def _remove_queue(name: bytes, identity: Identity, uid: int, use: Use) -> str:
@@ -71,8 +80,6 @@ def _remove_queue(name: bytes, identity: Identity, uid: int, use: Use) -> str:
         return GONE
     with contextlib.closing(queue):
         state = _state(queue.mqd, identity, uid, use)
-        if state == FREE and use is Use.OPEN and not _have_alone(queue.mqd):
-            state = KEPT
         if state != FREE:
             return state
         with contextlib.suppress(posix_ipc.ExistentialError):
@@ -81,12 +88,26 @@ def _remove_queue(name: bytes, identity: Identity, uid: int, use: Use) -> str:
 
 
 def _state(descriptor: int, identity: Identity, uid: int, use: Use) -> str:
-    """FREE: it is the object, and nobody has a lease on it or gets one any more."""
-    facts = _ext._facts(descriptor)
-    if (facts[:3], facts[4]) != (identity, uid):
+    """FREE: it is the object, and what would keep it is not there. Nobody gets a lease any more."""
+    if not _is_it(_ext._facts(descriptor), identity, uid):
         return GONE
-    state = FREE if use is Use.NONE else _owners.lock_if_free(descriptor)
-    return KEPT if state == LEASED else state
+    if use is Use.NONE:
+        return FREE
+    state = _owners.lock_if_free(descriptor)
+    if state == LEASED or (state == FREE and use is Use.OPEN and not _have_alone(descriptor)):
+        return KEPT
+    return state
+
+
+def _leads_to(path: bytes, identity: Identity, uid: int) -> bool:
+    try:
+        return _is_it(_ext._facts_at(path), identity, uid)
+    except FileNotFoundError:
+        return False
+
+
+def _is_it(facts: _owners.Facts, identity: Identity, uid: int) -> bool:
+    return (facts[:3], facts[4]) == (identity, uid)
 
 
 def _have_alone(descriptor: int) -> bool:
@@ -102,6 +123,11 @@ def _have_alone(descriptor: int) -> bool:
     except OSError as error:  # another user's file without CAP_LEASE, a file system that has no file leases
         raise UntoldError from error
     return True
+
+
+def _is_awaited(descriptor: int) -> bool:
+    """Does somebody wait for a file that this process has alone, or have it since it let go?"""
+    return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_WRLCK
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import pwd
 import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from posix_ipc import _holders, _journal, _objects, _owners, _probe, _verdict
@@ -258,7 +259,9 @@ class _Objects:
                 created=file.identity[2] / 1e9 or None,
                 **self._judged(evidence, _peculiarity(file)),
             )
-            if found.verdict == "live" or file.still_exists():
+            if file.is_aside:
+                found = replace(found, reason=f"{found.reason}; {_ASIDE}")
+            if file.still_exists() or (found.verdict == "live" and not file.is_aside):
                 yield found
 
     def of_queue(self, name: bytes, look: QueueLook | None, listed: os.stat_result | None) -> IPCObject:
@@ -321,6 +324,9 @@ def _peculiarity(file: FoundFile) -> str:
     if file.may_be_glibc_temporary:
         return "named like what glibc leaves when it is killed inside sem_open()"
     return ""
+
+
+_ASIDE = "a removal that did not come to its end has taken its name: reap() gives that back"
 
 
 def _doubts_about_processes(scan: _holders.Scan) -> Iterator[Doubt]:

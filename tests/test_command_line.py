@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lifetime import Tree, die_after, existing, make
+from lifetime import DIRECTORY, Tree, die_after, existing, make
 from support import (
     KINDS,
     MESSAGE_QUEUE,
@@ -516,6 +516,29 @@ def removes_only_what_it_can_judge():
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_where_the_kernel_does_not_tell_the_processes_must():
     run_privately(removes_only_what_it_can_judge)
+
+
+def tells_and_removes_what_is_hidden():
+    """As a removal leaves it that is killed while it looks: see test_removal.py."""
+    SHARED_MEMORY.create("/t-hidden").close_fd()
+    (DIRECTORY / "aside").mkdir(mode=0o700, parents=True)
+    DIRECTORY.chmod(0o700)
+    os.rename("/dev/shm/t-hidden", DIRECTORY / "aside" / "t-hidden")
+    (found,) = json.loads(run_here("leaks", "--unheld", "--json")[1])["objects"]
+    assert found["name"] == "/t-hidden"
+    assert "reap() gives that back" in run_here("why", "t-hidden")[1].replace("\n", " ")
+    tracking = next(
+        each for each in json.loads(run_here("doctor", "--json")[1])["findings"] if each["subject"] == "tracking"
+    )
+    assert tracking["status"] == "attention"
+    assert "1 object without the name" in tracking["fact"]
+    assert run_here("rm", "t-hidden")[0] == 0
+    assert not os.listdir(DIRECTORY / "aside")
+    assert not SHARED_MEMORY.exists("/t-hidden")
+
+
+def test_what_a_killed_removal_has_hidden_is_told_and_removed():
+    run_privately(tells_and_removes_what_is_hidden)
 
 
 # ---- looking changes nothing ----
