@@ -12,27 +12,65 @@ SHELLS = ("bash", "zsh", "fish")
 COMMANDS = "ls leaks why rm reap doctor watch completion"
 OPTIONS = "--help --json --kind --prefix --unheld --min-age --yes --force --interval"
 
-_BASH = f"""\
-# eval "$(posix-ipc completion bash)"
+_BASH = rf"""# eval "$(posix-ipc completion bash)"
 _posix_ipc() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} names name
-    COMPREPLY=()
-    if [[ $previous == --kind ]]; then
-        COMPREPLY=($(compgen -W "semaphore segment queue" -- "$current"))
-    elif [[ $current == -* ]]; then
-        COMPREPLY=($(compgen -W "{OPTIONS}" -- "$current"))
-    elif ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W "{COMMANDS}" -- "$current"))
-    elif [[ ${{COMP_WORDS[1]}} == completion ]]; then
-        COMPREPLY=($(compgen -W "{" ".join(SHELLS)}" -- "$current"))
-    elif [[ ${{COMP_WORDS[1]}} == why || ${{COMP_WORDS[1]}} == rm || $previous == --prefix ]]; then
-        mapfile -t names < <("$1" names 2>/dev/null)
-        for name in "${{names[@]}}"; do
-            if [[ $name == "$current"* ]]; then
-                COMPREPLY+=("$(printf %q "$name")")
-            fi
-        done
+    # The word as it is meant, and what of that stands before the part that readline puts a completion in place of: that
+    # begins after a quote, or after one of COMP_WORDBREAKS, such as a colon.
+    local line=${{COMP_LINE:0:COMP_POINT}} words=() typed= before= quote= character i
+    for ((i = 0; i < ${{#line}}; i++)); do
+        character=${{line:i:1}}
+        if [[ $character == \\ && $quote != \' ]]; then
+            typed+=${{line: ++i:1}}
+        elif [[ $character == "$quote" ]]; then
+            quote= before=$typed
+        elif [[ -n $quote ]]; then
+            typed+=$character
+        elif [[ $character == [\'\"] ]]; then
+            quote=$character before=$typed
+        elif [[ $character == [[:blank:]] ]]; then
+            [[ -z $typed ]] || words+=("$typed")
+            typed= before=
+        else
+            typed+=$character
+            [[ $COMP_WORDBREAKS != *"$character"* ]] || before=$typed
+        fi
+    done
+
+    local previous=${{words[-1]}} option= candidates=() candidate
+    if [[ $typed == --kind=* || $typed == --prefix=* ]]; then
+        previous=${{typed%%=*}} option=$previous=
     fi
+    if [[ $previous == --kind ]]; then
+        candidates=(semaphore segment queue)
+    elif [[ -z $option && $typed == -* ]]; then
+        candidates=({OPTIONS})
+    elif ((${{#words[@]}} == 1)); then
+        candidates=({COMMANDS})
+    elif [[ ${{words[1]}} == completion ]]; then
+        candidates=({" ".join(SHELLS)})
+    elif [[ ${{words[1]}} == why || ${{words[1]}} == rm || $previous == --prefix ]]; then
+        mapfile -t candidates < <("$1" names 2>/dev/null)
+        [[ ${{typed#"$option"}} != [^/]* ]] || candidates=("${{candidates[@]#/}}")
+    fi
+
+    COMPREPLY=()
+    for candidate in "${{candidates[@]}}"; do
+        candidate=$option$candidate
+        if [[ $candidate == "$typed"* ]]; then
+            candidate=${{candidate:${{#before}}}}
+            case $quote in
+                \') candidate=${{candidate//\'/\'\\\'\'}} ;;
+                \")
+                    candidate=${{candidate//\\/\\\\}}
+                    candidate=${{candidate//\"/\\\"}}
+                    candidate=${{candidate//\$/\\\$}}
+                    candidate=${{candidate//\`/\\\`}}
+                    ;;
+                *) candidate=$(printf %q "$candidate") ;;
+            esac
+            COMPREPLY+=("$candidate")
+        fi
+    done
 }}
 complete -F _posix_ipc posix-ipc
 """
@@ -41,8 +79,14 @@ _ZSH = f"""\
 #compdef posix-ipc
 # eval "$(posix-ipc completion zsh)", after compinit
 _posix_ipc() {{
+    local previous=${{words[CURRENT-1]}}
     local -a names
-    if [[ ${{words[CURRENT-1]}} == --kind ]]; then
+    if compset -P --kind=; then
+        previous=--kind
+    elif compset -P --prefix=; then
+        previous=--prefix
+    fi
+    if [[ $previous == --kind ]]; then
         compadd semaphore segment queue
     elif [[ $PREFIX == -* ]]; then
         compadd -- {OPTIONS}
@@ -50,8 +94,11 @@ _posix_ipc() {{
         compadd {COMMANDS}
     elif [[ ${{words[2]}} == completion ]]; then
         compadd {" ".join(SHELLS)}
-    elif [[ ${{words[2]}} == (why|rm) || ${{words[CURRENT-1]}} == --prefix ]]; then
+    elif [[ ${{words[2]}} == (why|rm) || $previous == --prefix ]]; then
         names=("${{(@f)$("${{words[1]}}" names 2>/dev/null)}}")
+        if [[ $PREFIX == [^/]* ]]; then
+            names=("${{(@)names#/}}")
+        fi
         compadd -a names
     fi
 }}
