@@ -29,18 +29,34 @@ from posix_ipc._reaper import Removed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from posix_ipc.leaks import find_leaks, inventory, leak_check
+    from posix_ipc.leaks import (
+        Holder,
+        IPCObject,
+        LeakError,
+        Owner,
+        Survey,
+        find_leaks,
+        inventory,
+        leak_check,
+        survey,
+    )
 
 __all__ = [
+    "Holder",
     "IPCManager",
+    "IPCObject",
+    "LeakError",
     "MessageQueue",
+    "Owner",
     "Removed",
     "Semaphore",
     "SharedMemory",
+    "Survey",
     "find_leaks",
     "inventory",
     "leak_check",
     "reap",
+    "survey",
     "track",
     "untrack",
 ]
@@ -398,7 +414,9 @@ def _reap(why: str) -> list[Removed]:
 
 # ---- names of posix_ipc.leaks, which imports psutil ----
 
-_OF_LEAKS = frozenset({"find_leaks", "inventory", "leak_check"})
+_OF_LEAKS = frozenset(
+    {"Holder", "IPCObject", "LeakError", "Owner", "Survey", "find_leaks", "inventory", "leak_check", "survey"}
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -406,11 +406,13 @@ def test_time_of_access_stays(semaphore):
 def test_psutil_is_imported_by_who_asks_for_it():
     run_python(
         "import sys, posix_ipc.mp_integration as mp\n"
-        "assert {'inventory', 'find_leaks', 'leak_check'} <= set(mp.__all__) & set(dir(mp))\n"
-        "assert 'psutil' not in sys.modules\n"
-        "import posix_ipc.leaks\n"
-        "assert mp.inventory is posix_ipc.leaks.inventory and mp.find_leaks is posix_ipc.leaks.find_leaks\n"
-        "assert 'psutil' in sys.modules\n"
+        "assert set(mp.__all__) <= set(dir(mp))\n"
+        "assert {'psutil', 'posix_ipc.leaks'}.isdisjoint(sys.modules)\n"
+        "assert mp.LeakError and 'psutil' in sys.modules\n"
+        "import posix_ipc.leaks as leaks\n"
+        "offered = set(leaks.__all__)\n"
+        "assert offered == {name for name in mp.__all__ if name not in vars(mp)}\n"
+        "assert all(getattr(mp, name) is getattr(leaks, name) for name in offered)\n"
         "assert not hasattr(mp, 'no_such_name')\n"
     )
 
