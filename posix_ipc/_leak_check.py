@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import psutil
 
@@ -62,8 +62,18 @@ class leak_check:
     """
 
     def __init__(
-        self, *, objects: bool = True, fds: bool = True, mappings: bool = True, children: bool = True, repeat: int = 1
+        self,
+        *unnamed: NoReturn,
+        objects: bool = True,
+        fds: bool = True,
+        mappings: bool = True,
+        children: bool = True,
+        repeat: int = 1,
     ) -> None:
+        if unnamed:
+            raise TypeError(
+                "leak_check: arguments are given by name, and a decorator has its parentheses: @leak_check()"
+            )
         if repeat < 1:
             raise ValueError(f"repeat: {repeat} is less than one run")
         self._repeat = repeat

@@ -950,6 +950,13 @@ def test_repeat_needs_a_function():
         leak_check(repeat=0)
 
 
+@pytest.mark.parametrize("unnamed", [(lambda: None,), (True,), (True, True)], ids=["function", "flag", "flags"])
+def test_arguments_without_a_name_are_refused(unnamed):
+    """Nobody can tell which is which, and a decorator without its parentheses would check nothing."""
+    with pytest.raises(TypeError, match=r"by name, .* parentheses: @leak_check\(\)"):
+        leak_check(*unnamed)
+
+
 def test_a_block_is_entered_before_it_is_left():
     with pytest.raises(ValueError, match="without having been entered"):
         leak_check().__exit__()
