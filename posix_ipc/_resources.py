@@ -80,18 +80,25 @@ def _descriptors() -> dict[int, Identity]:
 
 # ---- mappings ----
 
-_DIRECTORY = f" {SHM}/".encode()
-_JOURNALS = f" {SHM}/.posix_ipc-".encode()
+_JOURNALS = b"/.posix_ipc-"
 
 
 def _mapped() -> dict[MappedFile, tuple[int, str]]:
-    """Without the journals of this package. A mapping may be in several parts. See proc_pid_maps(5)."""
+    """Without the journals of this package. A mapping may be in several parts. See proc_pid_maps(5).
+
+    Files are told by their device: where a symbolic link or another mount leads to /dev/shm, paths read otherwise.
+    """
+    shm, around = os.stat(SHM), os.stat(f"{SHM}/..")
+    on_device = b" %02x:%02x " % (os.major(shm.st_dev), os.minor(shm.st_dev))
+    in_directory = b"/"
+    if shm.st_dev == around.st_dev:  # a directory of a file system that has other files too
+        in_directory = f" {os.path.realpath(SHM)}/".encode()
     with open("/proc/self/maps", "rb", buffering=0) as maps:
         text = maps.readall()
     found: dict[MappedFile, tuple[int, str]] = {}
-    if _DIRECTORY in text:  # a look at each line takes time
+    if on_device in text:  # a look at each line takes time
         for line in text.split(b"\n"):
-            if _DIRECTORY in line and _JOURNALS not in line:
+            if on_device in line and in_directory in line and _JOURNALS not in line:
                 addresses, _, _, device, inode, path = line.split(maxsplit=5)
                 start, end = (int(address, 16) for address in addresses.split(b"-"))
                 key = device, int(inode)

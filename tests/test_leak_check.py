@@ -6,6 +6,7 @@ import contextvars
 import ctypes
 import functools
 import linecache
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -27,11 +28,13 @@ from leaving import (
     wait_for_it,
 )
 from support import (
+    CLONE_NEWNS,
     KINDS,
     MESSAGE_QUEUE,
     SEMAPHORE,
     SHARED_MEMORY,
     SMALL_QUEUE,
+    enter_new_namespaces,
     finish,
     libc,
     run_function,
@@ -686,6 +689,53 @@ def test_mapping_of_a_semaphore_has_its_name(name):
     assert only(report, "mappings").path == SEMAPHORE.file_of(name)
     semaphore.close()
     semaphore.unlink()
+
+
+def replace_dev(directory, shm):
+    """In a private /dev: what `shm`, a shell command, makes of /dev/shm."""
+    enter_new_namespaces(CLONE_NEWNS)
+    commands = (
+        f"cd {directory} && mount -t tmpfs none . && cd {directory} && touch null && mount --bind /dev/null null && "
+        f"{shm} && mount --rbind . /dev"
+    )
+    subprocess.run(["sh", "-c", commands], check=True)
+
+
+def map_where_shm_is_a_link(directory):
+    """As Debian had it for long: /dev/shm -> /run/shm."""
+    replace_dev(directory, "mkdir run-shm && mount -t tmpfs none run-shm && ln -s run-shm shm")
+    map_and_leave()
+
+
+def map_where_shm_is_a_directory_beside_others(directory):
+    replace_dev(directory, "mkdir shm")
+    Path("/dev/other").write_bytes(bytes(8192))
+    with leak_check(fds=False), open("/dev/other", "rb") as file:
+        kept = mmap.mmap(file.fileno(), 8192, prot=mmap.PROT_READ)
+    map_and_leave()
+    kept.close()
+
+
+def map_and_leave():
+    with leaking() as report:
+        segment = posix_ipc.SharedMemory("/mapped", posix_ipc.O_CREX, size=5000)
+        view = memoryview(segment)
+        segment.close_fd()
+        semaphore = posix_ipc.Semaphore("/mapped", posix_ipc.O_CREX)
+        with mp_integration.SharedMemory(size=10):
+            pass
+    assert {(left.path, left.size) for left in report.mappings} == {
+        ("/dev/shm/mapped", 8192),
+        ("/dev/shm/sem.mapped", 4096),
+    }
+    view.release()
+    semaphore.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("map_there", [map_where_shm_is_a_link, map_where_shm_is_a_directory_beside_others])
+def test_mappings_wherever_shm_is(map_there, tmp_path):
+    run_function(map_there, str(tmp_path))
 
 
 @pytest.mark.slow
