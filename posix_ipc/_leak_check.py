@@ -8,7 +8,6 @@ import functools
 import gc
 import inspect
 import os
-import tempfile
 import time
 import traceback
 import warnings
@@ -20,7 +19,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import psutil
 
-from posix_ipc import _probe, _resources, _trace
+from posix_ipc import _probe, _resources, _trace, _trace_files
 from posix_ipc._leak_report import LeakReport, LeftChild, LeftDescriptor, LeftMapping, LeftObject
 from posix_ipc._resources import Resources
 from posix_ipc._trace import Creation, Trace
@@ -189,9 +188,7 @@ class Check:
     def start(self) -> None:
         self._before = self._look()
         if self._objects:
-            descriptor, path = tempfile.mkstemp(prefix="posix_ipc-trace-")
-            os.close(descriptor)
-            self._trace = Trace(path, self._pid)
+            self._trace = Trace(_trace_files.create(), self._pid)
             # Nobody may ever leave the block: of a generator that is not run to its end, or at the end of the program.
             self._stop = weakref.finalize(self, _stop, self._trace, self._pid)
             self._trace.start()

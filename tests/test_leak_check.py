@@ -31,6 +31,7 @@ from support import (
     CLONE_NEWNS,
     KINDS,
     MESSAGE_QUEUE,
+    NOBODY,
     SEMAPHORE,
     SHARED_MEMORY,
     SMALL_QUEUE,
@@ -902,6 +903,40 @@ def test_nothing_stays_of_a_check():
 
 def traces(directory):
     return [path.name for path in directory.glob("posix_ipc-trace-*")]
+
+
+BE_CHECKED = """
+import sys
+from posix_ipc import _trace
+from posix_ipc.leaks import leak_check
+with leak_check():
+    print(_trace._active[0].path, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_left_goes_at_the_next_check(tmp_path):
+    environment = {"TMPDIR": str(tmp_path)}
+    with start_python(BE_CHECKED, env=environment) as killed, start_python(BE_CHECKED, env=environment) as living:
+        left, used = (Path(child.stdout.readline().rstrip()) for child in (killed, living))
+        killed.kill()
+        killed.wait()
+        out_of_sight = left.with_name(f"posix_ipc-trace-1-1-{os.stat('/proc/self/ns/pid').st_ino + 1}-new")
+        out_of_sight.touch()
+        link = left.with_name(f"{left.name}_link")
+        link.symlink_to(used)
+        stay = [used, out_of_sight, link]
+        if os.geteuid() == 0:
+            stay.append(left.with_name(f"{left.name}_other"))
+            stay[-1].touch()
+            os.chown(stay[-1], NOBODY, NOBODY)
+        old = out_of_sight.with_name(f"{out_of_sight.name}_but_old")
+        old.touch()
+        os.utime(old, (0, 0))
+        run_python("from posix_ipc.leaks import leak_check\nwith leak_check(): pass", env=environment)
+        assert sorted(traces(tmp_path)) == sorted(path.name for path in stay)
+        finish(living)
 
 
 def test_a_check_that_is_never_left_goes_with_its_block(tmp_path, monkeypatch):
