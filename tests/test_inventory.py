@@ -10,6 +10,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -147,6 +148,31 @@ def test_what_is_unlinked_is_not_listed_and_does_no_harm(segment):
     handle.unlink()
     assert look(handle.name) is None
     view.release()
+
+
+@pytest.mark.slow
+def test_a_name_that_is_used_again_leads_to_the_new_object_and_its_holders_alone(make, kind):
+    """Who holds the old one, of which no name is left, does not hold the new one."""
+    code = (
+        "import sys, posix_ipc\n"
+        "held = getattr(posix_ipc, sys.argv[1])(sys.argv[2])\n"
+        "mapped = getattr(held, 'buf', None)\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    old = make()
+    with start_python(code, kind.type.__name__, old.name) as holder:
+        wait_until_ready(holder)
+        former = look(old.name)
+        assert {each.pid for each in former.holders} == {holder.pid, os.getpid()}
+        kind.unlink(old.name)
+        new = make(old.name)
+        latter = look(old.name)
+        assert latter.identity[:2] != former.identity[:2]
+        assert [each.pid for each in latter.holders] == [os.getpid()]
+        kind.close_handle(new)
+        with start_python(code, kind.type.__name__, old.name) as other:
+            wait_until_ready(other)
+            assert [each.pid for each in look(old.name).holders] == [other.pid]
 
 
 def test_another_process_holds_it(make, kind):
@@ -452,6 +478,50 @@ LEASED = [("SharedMemory", "/pi-leased-m"), ("Semaphore", "/pi-leased-s"), ("Mes
 @pytest.mark.no_sanitizer
 def test_no_lock_is_tried_where_a_lease_is_seen():
     run_privately(trace_a_look_at_what_is_leased)
+
+
+CHANGES = (
+    "mount,umount2,fsopen,fsmount,move_mount,open_tree,mount_setattr,pivot_root,chroot,unshare,setns,"
+    "creat,mkdir,mkdirat,mknod,mknodat,link,linkat,symlink,symlinkat,rename,renameat,renameat2,unlink,unlinkat,rmdir,"
+    "truncate,ftruncate,fallocate,chmod,fchmod,fchmodat,chown,fchown,fchownat,lchown,utimensat,setxattr,fsetxattr,"
+    "mq_unlink,mq_notify,mq_timedsend,mq_timedreceive,kill,tgkill,ptrace"
+)
+
+
+def trace_a_look_at_everything():
+    with dead_root("free"):
+        pass
+    for kind in KINDS:
+        kind.close_handle(kind.create("/pi-plain"))
+    locked = SHARED_MEMORY.create("/pi-locked")
+    fcntl.lockf(locked.fd, fcntl.LOCK_EX)
+    before = record_locks()
+    code = "from posix_ipc import leaks; print(*sorted({each.verdict for each in leaks.inventory()}))"
+    traced = f"trace=flock,fcntl,open,openat,mq_open,{CHANGES}"
+    strace = ["strace", "-f", "-y", "-qq", "-o", "/dev/stderr", "-e", traced]
+    child = run_python(code, prefix=strace, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert child.stdout == "live orphan unheld\n"
+    assert record_locks() == before != []
+    calls = re.findall(r"^\d+ +(\w+)\((.*)", child.stderr, re.MULTILINE)
+    assert {"flock", "openat", "mq_open"} <= {call for call, _ in calls} <= {"flock", "fcntl", "openat", "mq_open"}
+    for call, arguments in calls:
+        if call == "flock":
+            assert re.search(r"/\.posix_ipc-.*LOCK_SH|/(sem\.)?pi-free-[msq]>", arguments), arguments
+        else:
+            assert not re.search("O_CREAT|O_TRUNC|F_SETLK|F_OFD_SETLK|F_SETLEASE|F_NOTIFY", arguments), arguments
+
+
+def record_locks():
+    with open("/proc/locks") as file:
+        return sorted(line.split()[1:] for line in file if f" {os.getpid()} " in line)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.no_sanitizer
+def test_a_look_mounts_locks_and_changes_nothing():
+    """Seen from outside. What the dead have left is locked for an instant, to see whether anybody leases it."""
+    run_privately(trace_a_look_at_everything)
 
 
 def attach_while_a_lease_is_tried():
