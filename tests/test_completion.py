@@ -100,6 +100,7 @@ def press_tab(shell, directory, name, segment):
 
 
 @pytest.mark.slow
+@pytest.mark.no_sanitizer  # the shells start a program without it
 @pytest.mark.parametrize("shell", SHELLS)
 def test_tab_completes(shell, tmp_path, name, segment):
     for program in shell, "setsid":
