@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not is_allowed(), reason="nee
 FAMILIES = {"Semaphore": "semaphore", "SharedMemory": "shared_memory"}
 NAME = "/mortal"
 
-each_use = pytest.mark.parametrize("use", ["OPEN", "NONE"])
+USES = "OPEN", "NONE"
 
 
 class Target:
@@ -54,8 +54,8 @@ class Target:
 
 
 def at_each_stop(family, use, orphan=False):
-    """A new object each time, the removal of it, which stands one stop further on, and its stops from there."""
-    for number in itertools.count(1):
+    """A new object each time, the removal of it, which stands before its next system call, and its stops from there."""
+    for number in itertools.count(1, 2):  # there is one stop before each call, and one after it
         target = Target(family, use, orphan)
         with Stepped(target.removal()) as removal:
             stops = removal.stops()
@@ -92,13 +92,17 @@ def killed(family, use):
     assert gone > 0
 
 
-@pytest.mark.parametrize(("family", "use"), [("Semaphore", "OPEN"), ("SharedMemory", "OPEN"), ("SharedMemory", "NONE")])
-def test_what_a_killed_removal_has_hidden_gets_its_name_back(family, use):
-    run_privately(killed, family, use)
+def killed_everywhere():
+    for family, use in ("Semaphore", "OPEN"), ("SharedMemory", "OPEN"), ("SharedMemory", "NONE"):
+        killed(family, use)
 
 
-def meets_rivals(use):
-    for lives in 0, 2:
+def test_what_a_killed_removal_has_hidden_gets_its_name_back():
+    run_privately(killed_everywhere)
+
+
+def meets_rivals():
+    for use, lives in itertools.product(USES, (0, 2)):
         meets_a_rival(use, lives)
 
 
@@ -124,12 +128,16 @@ def meets_a_rival(use, lives):
     assert hidden > 0
 
 
-@each_use
-def test_what_took_the_name_keeps_it_or_gets_it_back(use):
-    run_privately(meets_rivals, use)
+def test_what_took_the_name_keeps_it_or_gets_it_back():
+    run_privately(meets_rivals)
 
 
 # ---- it goes on ----
+
+
+def meets_sweeps():
+    for use in USES:
+        meets_a_sweep(use)
 
 
 def meets_a_sweep(use):
@@ -144,9 +152,8 @@ def meets_a_sweep(use):
     assert hidden > 0
 
 
-@each_use
-def test_no_sweep_gives_back_what_a_living_removal_has_hidden(use):
-    run_privately(meets_a_sweep, use)
+def test_no_sweep_gives_back_what_a_living_removal_has_hidden():
+    run_privately(meets_sweeps)
 
 
 def is_killed_beside_a_sweep():
