@@ -1105,34 +1105,6 @@ def test_what_another_user_pretends_to_own():
 # ---- while everything moves ----
 
 
-def look_while_all_comes_and_goes():
-    code = (
-        "import posix_ipc\n"
-        "from posix_ipc.mp_integration import Semaphore, SharedMemory, MessageQueue\n"
-        "import os\n"
-        "while True:\n"
-        "    if (child := os.fork()) == 0:\n"
-        "        SharedMemory(size=8), Semaphore(), MessageQueue(max_messages=1, max_message_size=8)\n"
-        "        posix_ipc.Semaphore(None, posix_ipc.O_CREX).unlink()\n"
-        "        os._exit(0)\n"
-        "    os.waitpid(child, 0)\n"
-    )
-    steady = mp_integration.SharedMemory("/pi-steady", posix_ipc.O_CREX, size=8)
-    view = posix_ipc.SharedMemory("/pi-plain", posix_ipc.O_CREX, size=8).buf
-    with start_python(code):
-        wait_until(lambda: len(leaks.inventory()) > 2)
-        for _ in range(6):
-            found = {each.name: each.verdict for each in leaks.inventory()}
-            assert found["/pi-steady"] == found["/pi-plain"] == "live"
-    view.release()
-    steady.unlink()
-
-
-@pytest.mark.slow
-def test_objects_and_processes_come_and_go():
-    run_privately(look_while_all_comes_and_goes)
-
-
 def look_while_files_come_and_go():
     code = (
         "import os, sys\n"
@@ -1144,7 +1116,7 @@ def look_while_files_come_and_go():
     )
     with start_python(code, "a"), start_python(code, "b"):
         wait_until(lambda: look("/steady-a") and look("/steady-b"))
-        for _ in range(40):
+        for _ in range(10):
             found = {each.name: each.verdict for each in leaks.inventory()}
             assert found["/steady-a"] == found["/steady-b"] == "live"
 
@@ -1152,3 +1124,93 @@ def look_while_files_come_and_go():
 @pytest.mark.slow
 def test_files_and_descriptors_come_and_go():
     run_privately(look_while_files_come_and_go)
+
+
+class Mortal:
+    """Objects, or a process that holds some, which cease to be in the midst of a look."""
+
+    def __init__(self, is_process):
+        handles = [kind.create("/pi-mortal") for kind in KINDS]
+        self._pid = os.fork() if is_process else None
+        if self._pid == 0:
+            signal.pause()
+        for kind, handle in zip(KINDS, handles, strict=True):
+            kind.close_handle(handle)
+
+    def is_in(self, values):
+        """Is one of some local variables about it?"""
+        return any(self._is_about(value) for value in values)
+
+    def _is_about(self, value):
+        if self._pid is None:
+            return isinstance(value, (str, bytes, tuple)) and "pi-mortal" in repr(value)
+        if isinstance(value, (str, bytes)):
+            return f"/{self._pid}/" in os.fsdecode(value)
+        return self._pid in (value, getattr(value, "pid", None))
+
+    def vanish(self):
+        if self._pid is None:
+            self.remove()
+        else:
+            self.end()
+
+    def end(self):
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+
+    def remove(self):
+        for kind in KINDS:
+            kind.remove("/pi-mortal")
+
+
+def survey_without(mortal, moment):
+    """Look around, while it vanishes before the call about it that is the n-th; and whether there were so many."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        if event == "c_call" and mortal.is_in(frame.f_locals.values()):
+            calls += 1
+            if calls == moment:
+                mortal.vanish()
+
+    sys.setprofile(count)
+    try:
+        survey = leaks.survey()
+    finally:
+        sys.setprofile(None)
+    return survey, calls >= moment
+
+
+def look_while_it_vanishes(is_process):
+    sys.frozen = True  # helpers are forks, which this look goes on in
+    os.mkdir("/dev/shm/mount")
+    subprocess.run(["mount", "-t", "mqueue", "none", "/dev/shm/mount"], check=True)
+    steady = [kind.create("/pi-steady") for kind in KINDS]
+    moment, reached = 0, True
+    while reached:
+        moment += 1
+        mortal = Mortal(is_process)
+        survey, reached = survey_without(mortal, moment)
+        assert survey.failure is None
+        assert survey.unread == ()
+        verdicts = {(each.kind, each.name): each.verdict for each in survey.objects}
+        assert [verdicts.pop((KIND_NAMES[kind], "/pi-steady")) for kind in KINDS] == ["live"] * 3
+        assert {name for _, name in verdicts} <= {"/pi-mortal"}
+        assert set(verdicts.values()) <= {"live", "unheld"}
+        assert len(verdicts) == 3 or not is_process
+        assert all(holder.started for each in survey.objects for holder in each.holders)
+        mortal.end()
+        mortal.remove()
+    assert moment > 20
+    for kind, handle in zip(KINDS, steady, strict=True):
+        kind.close_handle(handle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_process", [False, True], ids=["objects", "process"])
+def test_what_vanishes_in_the_midst_of_a_look(is_process):
+    """Before each call of the look that is about it."""
+    run_privately(look_while_it_vanishes, is_process)
