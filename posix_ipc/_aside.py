@@ -38,6 +38,19 @@ def remove_by_rename(path: bytes, aside: bytes, identity: Identity, kept: Callab
     return REMOVED if settle_leftover(aside, path, identity) else _owners.GONE
 
 
+def remove_at_once(path: bytes, identity: Identity, kept: Callable[[], bool]) -> str:
+    """The same where no inode is left to put it aside: nobody can make another file of its name there either."""
+    try:
+        if not _journal.same_object(_ext._facts_at(path)[:3], identity):
+            return _owners.GONE
+        if kept():
+            return KEPT
+        os.unlink(path)
+    except FileNotFoundError:
+        return _owners.GONE
+    return REMOVED
+
+
 def settle_leftover(aside: bytes, path: bytes, identity: Identity) -> bool:
     """Remove what was renamed aside if it is the object, else give it its name back. True: removed."""
     with contextlib.suppress(FileNotFoundError):  # there is none, or another sweep was quicker

@@ -8,11 +8,11 @@ import errno
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import posix_ipc
 from posix_ipc import _aside, _ext, _journal, _owners
-from posix_ipc._aside import KEPT, REMOVED, remove_by_rename
+from posix_ipc._aside import KEPT, REMOVED
 from posix_ipc._journal import Identity
 from posix_ipc._owners import FREE, GONE, LEASED
 
@@ -57,8 +57,7 @@ def _remove_file(kind: str, name: bytes, identity: Identity, uid: int, use: Use)
     if use is Use.NONE:
         if not _leads_to(path, identity, uid):
             return GONE
-        with _aside.place_of(path) as aside:
-            return remove_by_rename(path, aside, identity)
+        return _take(path, identity, lambda: False)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -69,8 +68,17 @@ def _remove_file(kind: str, name: bytes, identity: Identity, uid: int, use: Use)
         state = _state(descriptor, identity, uid, use)
         if state != FREE:
             return state
+        return _take(path, identity, lambda: use is Use.OPEN and _is_awaited(descriptor))
+
+
+def _take(path: bytes, identity: Identity, kept: Callable[[], bool]) -> str:
+    try:
         with _aside.place_of(path) as aside:
-            return remove_by_rename(path, aside, identity, lambda: use is Use.OPEN and _is_awaited(descriptor))
+            return _aside.remove_by_rename(path, aside, identity, kept)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _aside.remove_at_once(path, identity, kept)
 
 
 def _remove_queue(name: bytes, identity: Identity, uid: int, use: Use) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lifetime import BY_NAME, DIRECTORY, die_after, make
 from stepping import Stepped, is_allowed
-from support import run_privately, wait_until
+from support import mount_shm, run_privately, wait_until
 
 from posix_ipc import _ext, _reaper, _removal, leaks
 
@@ -225,3 +225,31 @@ def meets_one_who_opens_it():
 
 def test_who_opens_it_before_its_name_is_taken_has_it():
     run_privately(meets_one_who_opens_it)
+
+
+# ---- there is no room to put it aside ----
+
+
+def remove_without_an_inode(family, use):
+    mount_shm("nr_inodes=8")
+    target = Target(family, use)
+    holder = os.open(target.path, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        for number in itertools.count():
+            Path(f"/dev/shm/ballast-{number}").touch()
+    if use == "OPEN":
+        assert removed(family, target, use) == _removal.KEPT
+    os.close(holder)
+    assert removed(family, target, use) == _removal.REMOVED
+    assert removed(family, target, use) == _removal.GONE
+    assert not DIRECTORY.exists()
+
+
+def removed(family, target, use):
+    return _removal.remove(FAMILIES[family], NAME, target.identity, os.geteuid(), _removal.Use[use])
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_fills_dev_shm_can_be_removed_without_an_inode(family, use):
+    run_privately(remove_without_an_inode, family, use)
