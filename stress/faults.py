@@ -101,8 +101,18 @@ def deaf_tracker() -> None:
 
 
 @fault("kill", reported="live objects of a root were destroyed")
-def living_taken_for_dead() -> None:
-    """A sweep takes every journal for that of a dead process."""
+def living_roots_taken_for_dead() -> None:
+    """A sweep takes every journal of a root for that of a dead process."""
+    _take_for_dead(lambda role: role == "root")
+
+
+@fault("kill", reported="live objects of a worker were destroyed")
+def living_workers_taken_for_dead() -> None:
+    """A sweep takes every journal of a worker for that of a dead process."""
+    _take_for_dead(lambda role: role.startswith("j"))
+
+
+def _take_for_dead(is_meant: Callable[[str], bool]) -> None:
     from posix_ipc import _journal, _owners
 
     try_shared = _owners._try_shared
@@ -111,10 +121,41 @@ def living_taken_for_dead() -> None:
     def careless(descriptor: int) -> bool:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         match = _journal.TOKEN_FILE.fullmatch(path.name)
-        is_journal = match is not None and match["role"] not in ("proxy", "tracker")
-        return try_shared(descriptor) or (is_journal and stem in path.read_bytes())
+        return try_shared(descriptor) or (match is not None and is_meant(match["role"]) and stem in path.read_bytes())
 
     _owners._try_shared = careless
+
+
+@fault("kill", reported="shared objects of a dead worker, whose root lives, were destroyed")
+def sharing_forgotten() -> None:
+    """A sweep removes what the dead have shared, although their root lives."""
+    from posix_ipc import _owners
+
+    fate = _owners.Records.fate
+    stem = os.environ["STRESS_PREFIX"].encode()
+
+    def careless(self: Any, file: Any, contents: Any, entry: Any) -> str:
+        found = fate(self, file, contents, entry)
+        return _owners.OPEN if found == _owners.SHARED and entry.name.startswith(stem) else found
+
+    _owners.Records.fate = careless
+
+
+@fault("kill", reported="a journal is corrupt")
+def scribbled_journal() -> None:
+    """Every new journal has nonsense in its last slot, which sweeps pass over."""
+    from posix_ipc import _journal
+
+    make, slot_size = _journal.Process._new_journal, 288
+
+    def careless(self: Any, slots: int, first: bool) -> Any:
+        journal = make(self, slots, first)
+        with open(journal.path, "r+b") as file:
+            file.seek(-slot_size, os.SEEK_END)
+            file.write(b"\xfe")
+        return journal
+
+    _journal.Process._new_journal = careless
 
 
 # ---- 7 reaper ----

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import struct
@@ -28,9 +29,21 @@ class _CLibrary:
     def queue_exists(self, name: str) -> bool:
         descriptor = self._mq_open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
-            return ctypes.get_errno() not in (2, 13)  # ENOENT, EACCES
+            return ctypes.get_errno() not in (errno.ENOENT, errno.EACCES)
         os.close(descriptor)
         return True
+
+    def queue_identity(self, name: str) -> tuple[int, int] | None:
+        descriptor = self._mq_open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if descriptor < 0:
+            if ctypes.get_errno() == errno.ENOENT:
+                return None
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        return status.st_dev, status.st_ino
 
     def unlink_queue(self, name: str) -> None:
         self._mq_unlink(os.fsencode(name))
@@ -53,6 +66,11 @@ def files(prefix: str) -> dict[str, tuple[int, int]]:
 
 def queue_exists(name: str) -> bool:
     return _libc.queue_exists(name)
+
+
+def queue_identity(name: str) -> tuple[int, int] | None:
+    """(device, inode); None if there is no such queue."""
+    return _libc.queue_identity(name)
 
 
 def objects(prefix: str, queues: Collection[str] = ()) -> list[str]:
@@ -176,27 +194,34 @@ def put_aside(identities: Collection[tuple[int, int]]) -> list[Path]:
     ]
 
 
-def corrupt_journals(roots: Collection[int]) -> list[str]:
-    """What is wrong with the journals of the trees of these roots, one line for each that is not whole."""
-    return [
-        f"{name}: {fault}"
-        for name, data in _read_journals()
-        if int(name.split("-")[0]) in roots and (fault := _fault_of(data))
-    ]
+def tree_of(pid: int) -> str:
+    """What the names of the files of a tree begin with, of which this process is the root.
+
+    It has the start of the process in it, since another one may have its pid by and by.
+    """
+    start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+_WRITING = 255
+"""The state of a slot whose rest nobody is to look at."""
+    return f"{pid}-{start}"
 
 
-def tree_files(root: int) -> list[str]:
-    """All that is left in the directories of journals of the tree of a root."""
-    return [path.name for directory in journal_directories() for path in directory.glob(f"{root}-*")]
+def faults_of_journals(tree: str) -> dict[str, str | None]:
+    """What is wrong with each journal of a tree; None if it is whole."""
+    return {name: _fault_of(data) for name, data in _read_journals() if name.startswith(f"{tree}-")}
 
 
-def trackers(root: int) -> list[int]:
-    """The trackers of the tree of a root."""
+def tree_files(tree: str) -> list[str]:
+    """All that is left in the directories of journals of a tree."""
+    return [path.name for directory in journal_directories() for path in directory.glob(f"{tree}-*")]
+
+
+def trackers(tree: str) -> list[int]:
+    """The trackers of a tree."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             words = command(int(entry)).split(" ")
-            if "tracker" in words and words[-1].startswith(f"{root}-"):
+            if "tracker" in words and words[-1].startswith(f"{tree}-"):
                 found.append(int(entry))
     return found
 
@@ -226,3 +251,5 @@ def _fault_of(data: bytes) -> str | None:
         if state > 3 or (state and (kind not in b"smq" or shared > 1 or not 0 < length <= 255)):
             return f"slot {offset // _SLOT_SIZE} begins with {data[offset : offset + 16]!r}"
     return None
+        if state == _WRITING:
+            continue

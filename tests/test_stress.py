@@ -278,10 +278,10 @@ def test_a_corrupt_journal_is_seen(tmp_path, monkeypatch):
         "7-1-1.j2": b"x" + whole.ljust(575, b"\0"),
         "7-1-1.j3": whole.ljust(288, b"\0") + b"\2x".ljust(288, b"\0"),
         "8-1-1.j4": b"x" * 576,
+        "7-12-1.j5": b"x" * 576,  # of another process with the pid of the root, later
     }.items():
         (directory / name).write_bytes(data)
-    assert [line.split(":")[0] for line in sorted(outside.corrupt_journals([7]))] == [
-        "7-1-1.j1",
-        "7-1-1.j2",
-        "7-1-1.j3",
-    ]
+    faults = outside.faults_of_journals("7-1")
+    assert sorted(faults) == ["7-1-1.j0", "7-1-1.j1", "7-1-1.j2", "7-1-1.j3", "7-1-1.j6", "7-1-1.root"]
+    assert sorted(name for name, fault in faults.items() if fault) == ["7-1-1.j1", "7-1-1.j2", "7-1-1.j3"]
+        "7-1-1.j6": whole.ljust(288, b"\0") + b"\xffx".ljust(288, b"\0"),  # being written as its process died

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from stress import outside
 from stress.scenario import Context
-from stress.scenarios.kill.tree import Plan, queue_names
+from stress.scenarios.kill.page import DOUBTFUL, EXIT, OWNED, SHARED, SLOTS, Identity, Page
+from stress.scenarios.kill.tree import QUEUE, Plan
 
 GONE_WITHIN = 10.0
 """Seconds; the guarantees G1 to G4 say 1 s, and the summary says what was measured."""
@@ -48,12 +48,17 @@ class Member:
 @dataclass
 class Tree:
     plan: Plan
-    pid: int
+    root: Member
+    token: str
+    """What the names of its journals begin with."""
     link: Connection
-    page: mmap.mmap
+    page: Page
     workers: list[Member] = field(default_factory=list)
     started: int = 0
-    kept: dict[str, tuple[int, int]] = field(default_factory=dict)
+    kept: dict[str, Identity] = field(default_factory=dict)
+    """What the root owns until its end."""
+    survivors: dict[int, dict[str, Identity]] = field(default_factory=dict)
+    """What dead workers have shared, by their numbers: it is there until the root removes it or ends."""
 
     def answer(self) -> Any:
         if not self.link.poll(ANSWER_WITHIN):
@@ -65,6 +70,11 @@ class Tree:
         if answer != wanted:
             raise AssertionError(f"a root said {answer!r} instead of {wanted!r}")
 
+    def said(self, number: int, *states: int) -> dict[str, Identity]:
+        """The objects of a process that are surely in such a state."""
+        said = self.page.said(number).items()
+        return {self.plan.name(number, slot): identity for slot, (state, identity) in said if state in states}
+
 
 class Witness:
     """Looks at the trees of one killer."""
@@ -75,31 +85,47 @@ class Witness:
         self.acted = 0.0
         """When the killer last did something."""
 
-    def objects_of(self, tree: Tree, worker: Member) -> dict[str, Any]:
-        stem = f"{tree.plan.stem}w{worker.number}-"
-        queues = {name: outside.queue_exists(name) for name in (f"{stem}pq", f"{stem}sq")}
-        return {**outside.files(stem), **queues}
+    # ---- what must be there ----
 
-    def check_the_living(self, tree: Tree) -> None:
-        """What the root owns is there, and is what it was."""
-        now = outside.files(f"{tree.plan.stem}r-")
-        lost = {name: identity for name, identity in tree.kept.items() if now.get(name) != identity}
+    def check_the_living(self, tree: Tree, *also: Member) -> None:
+        """What must be there before and after a look is there, and is what it was; that of another worker too."""
+        before = _sure(tree, also)
+        there = _there(tree.plan.stem, [name for _, name in before])
+        after = _sure(tree, also)
+        lost: dict[str, list[str]] = {}
+        for each, identity in before.items():
+            whose, name = each
+            if after.get(each) == identity and there.get(name) != identity:
+                lost.setdefault(whose, []).append(f"{name} is {there.get(name)} instead of {identity}")
+        for whose, names in lost.items():
+            self._context.violated(f"{whose} were destroyed: {', '.join(names)}")
+        self._context.tally("looks at what must be there, in objects", len(before))
+
+    def note_kept(self, tree: Tree) -> None:
+        """All that a root has made that is busy with nothing else."""
+        stem = tree.plan.kept("")
+        there = _there(tree.plan.stem, [tree.plan.kept(QUEUE)])
+        tree.kept = {name: identity for name, identity in there.items() if name.startswith(stem)}
+
+    def check_kept(self, tree: Tree) -> None:
+        """What the root owned, and another program leases."""
+        there = _there(tree.plan.stem, tree.kept)
+        lost = {name: identity for name, identity in tree.kept.items() if there.get(name) != identity}
         self._context.check(not lost, f"live objects of a root were destroyed: {lost}")
-        queue = f"{tree.plan.stem}r-2"
-        self._context.check(outside.queue_exists(queue), f"a live queue of a root was destroyed: {queue}")
+
+    # ---- what must go ----
 
     def expect_gone(self, tree: Tree, worker: Member, what: str) -> None:
-        stem = f"{tree.plan.stem}w{worker.number}-p"
-        self._measure(what, lambda: outside.objects(stem, [f"{stem}q"]))
+        """What a dead worker had goes, but what it had shared stays."""
+        tree.survivors[worker.number] = tree.said(worker.number, SHARED)
+        may_be_there = tree.survivors[worker.number].keys() | tree.said(worker.number, DOUBTFUL).keys()
+        self._context.tally("objects shared by dead workers", len(tree.survivors[worker.number]))
+        names = {tree.plan.name(worker.number, slot) for slot in range(SLOTS)} - may_be_there
+        self._measure(what, lambda: sorted(names & _there(tree.plan.stem, names).keys()))
 
-    def expect_all_gone(self, stem: str, what: str, keep: str = "\0") -> None:
-        queues = [name for name in queue_names(stem) if not name.startswith(keep)]
-        kept = keep.lstrip("/")
-
-        def look() -> list[str]:
-            return [each for each in outside.objects(stem, queues) if not each.removeprefix("sem.").startswith(kept)]
-
-        self._measure(what, look)
+    def expect_all_gone(self, plan: Plan, what: str, keep: Collection[str] = ()) -> None:
+        """All of a tree goes, but some names."""
+        self._measure(what, lambda: sorted(_there(plan.stem, plan.all_queues()).keys() - set(keep)))
 
     def _measure(self, what: str, look: Callable[[], list[str]]) -> None:
         """The time since the last thing the killer did, unless there was nothing to go."""
@@ -112,6 +138,39 @@ class Witness:
         self._context.took(what, took)
         self.measured += 1
         self.late += took > PROMISED
+
+    # ---- journals ----
+
+    def check_journals(self, tree: Tree) -> None:
+        """Of the living and of those who have just died, before a sweep removes them."""
+        faults = outside.faults_of_journals(tree.token)
+        corrupt = [f"{name}: {fault}" for name, fault in faults.items() if fault]
+        self._context.check(not corrupt, f"a journal is corrupt: {corrupt}")
+        self._context.tally("journals read right after a death", len(faults))
+
+
+def _sure(tree: Tree, also: Collection[Member]) -> dict[tuple[str, str], Identity]:
+    """What must be there at this instant: {(whose it is, its name): its identity}."""
+    found = {("live objects of a root", name): identity for name, identity in tree.kept.items()}
+    for worker in (*tree.workers, *also):
+        # Who is about to exit removes what it has, but what is shared.
+        states = (SHARED,) if tree.page.phase(worker.number) == EXIT else (OWNED, SHARED)
+        for name, identity in tree.said(worker.number, *states).items():
+            found["live objects of a worker", name] = identity
+    for survivors in tree.survivors.values():
+        for name, identity in survivors.items():
+            found["shared objects of a dead worker, whose root lives,", name] = identity
+    return found
+
+
+def _there(stem: str, names: Collection[str]) -> dict[str, Identity]:
+    """What of these is there, and what it is."""
+    files = outside.files(stem)
+    found = {"/" + name.removeprefix("sem."): identity for name, identity in files.items()}
+    for name in names:
+        if name not in found and (identity := outside.queue_identity(name)):
+            found[name] = identity
+    return found
 
 
 def wait_until_empty(look: Callable[[], list[Any]]) -> list[Any]:

@@ -1,0 +1,94 @@
+"""What each process of a tree says of itself, in a file that its killer reads while it lives, and after its death."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Any, NamedTuple
+
+OTHER, CREATE, ATTACH, PICKLE, UNLINK, EXIT = range(6)
+NAMES = ("start or wait", "create", "attach", "pickle", "unlink", "exit")
+PHASES = (CREATE, ATTACH, PICKLE, UNLINK, EXIT)
+"""In which R1 has processes killed."""
+
+SLOTS = 8
+"""Objects that a process has at the same time."""
+NOTHING, OWNED, DOUBTFUL, SHARED = range(4)
+"""What is sure of a slot's object: nothing; it is there as long as its process lives; it may have been shared or be
+removed by now; it is there until the root removes it or ends, since its pickle may be loaded."""
+
+Identity = tuple[int, int]
+"""(device, inode)"""
+
+
+class Said(NamedTuple):
+    """What is sure of an object."""
+
+    state: int
+    identity: Identity
+
+
+class Page:
+    """A part for each process, of which the root has the number 0.
+
+    A process writes the state of a slot last, so that it is true at whatever instant it is killed.
+    """
+
+    _HEAD = struct.Struct("BB6x")
+    _SLOT = struct.Struct("BxHxxxxQQ488s")
+    _PROCESS_SIZE = _HEAD.size + SLOTS * _SLOT.size
+
+    def __init__(self, path: str) -> None:
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+
+    @classmethod
+    def create(cls, path: str, processes: int) -> Page:
+        with open(path, "wb") as file:
+            file.truncate(processes * cls._PROCESS_SIZE)
+        return cls(path)
+
+    def close(self) -> None:
+        self._memory.close()
+
+    # ---- where it is ----
+
+    def phase(self, number: int) -> int:
+        return self._memory[number * self._PROCESS_SIZE]
+
+    def enter(self, number: int, phase: int) -> None:
+        self._memory[number * self._PROCESS_SIZE] = phase
+
+    def shall_end(self, number: int) -> bool:
+        return bool(self._memory[number * self._PROCESS_SIZE + 1])
+
+    def tell_to_end(self, number: int) -> None:
+        self._memory[number * self._PROCESS_SIZE + 1] = 1
+
+    # ---- what it has ----
+
+    def say(self, number: int, slot: int, state: int) -> None:
+        self._memory[self._at(number, slot)] = state
+
+    def describe(self, number: int, slot: int, handle: Any, pickle: bytes = b"") -> None:
+        """Of what the next state is true. Say NOTHING or DOUBTFUL before."""
+        at, (device, inode, *_) = self._at(number, slot), handle._identity
+        state = self._memory[at]
+        self._SLOT.pack_into(self._memory, at, state, len(pickle), device, inode, pickle)
+
+    def said(self, number: int) -> dict[int, Said]:
+        """By slot, without those of which nothing is sure."""
+        found = {}
+        for slot in range(SLOTS):
+            state, _, device, inode, _ = self._SLOT.unpack_from(self._memory, self._at(number, slot))
+            if state != NOTHING:
+                found[slot] = Said(state, (device, inode))
+        return found
+
+    def pickle(self, number: int, slot: int) -> bytes:
+        """Of a shared object."""
+        _, length, _, _, pickle = self._SLOT.unpack_from(self._memory, self._at(number, slot))
+        return bytes(pickle[:length])
+
+    def _at(self, number: int, slot: int) -> int:
+        return number * self._PROCESS_SIZE + self._HEAD.size + slot * self._SLOT.size
