@@ -99,6 +99,32 @@ def lost_message() -> None:
     posix_ipc.MessageQueue = Broken  # type: ignore[misc]
 
 
+@fault("queues", reported="messages were lost: 1 as a sender was killed, which may cost 0")
+def rarely_lost_message() -> None:
+    """Of what a process sends one message goes nowhere: in all there are no more of them than killed receivers."""
+    sent = itertools.count(1)
+
+    class Broken(posix_ipc.MessageQueue):
+        def send(self, *args: Any, **kwargs: Any) -> None:
+            if args[1] == 0 or next(sent) != 50:
+                super().send(*args, **kwargs)
+
+    posix_ipc.MessageQueue = Broken  # type: ignore[misc]
+
+
+@fault("queues", reported="a message was torn")
+def truncated_message() -> None:
+    """Of every hundredth message that is received the last byte is missing."""
+    received = itertools.count(1)
+
+    class Broken(posix_ipc.MessageQueue):
+        def receive(self, timeout: Any = None) -> tuple[bytes, int]:
+            message, priority = super().receive(timeout)
+            return (message if not timeout or next(received) % 100 else message[:-1]), priority
+
+    posix_ipc.MessageQueue = Broken  # type: ignore[misc]
+
+
 # ---- 4 segments ----
 
 
