@@ -278,6 +278,25 @@ def closed_twice() -> None:
     posix_ipc.MessageQueue = careless(posix_ipc.MessageQueue, "mqd")  # type: ignore[misc]
 
 
+@fault("threads", reported="a write of a thread did not land in its own segment")
+def view_of_another() -> None:
+    """Every fiftieth view of a tracked segment is one of the segment that was looked at before."""
+    from posix_ipc.mp_integration import SharedMemory
+
+    asked = itertools.count(1)
+    kept: list[memoryview] = []
+
+    def buf(self: Any) -> memoryview:
+        view = posix_ipc.SharedMemory.buf.__get__(self)
+        with contextlib.suppress(IndexError):
+            if next(asked) % 50 == 0:
+                return kept.pop()
+        kept[:] = [view]
+        return view  # type: ignore[no-any-return]
+
+    SharedMemory.buf = property(buf)  # type: ignore[assignment]
+
+
 # ---- 13 children ----
 
 

@@ -1,4 +1,7 @@
-"""Scenario 12: threads on one handle, which they use, close, open, unlink and pickle in any order."""
+"""Scenario 12: threads on one handle, which they use, close, open, unlink and pickle in any order.
+
+Beside it each thread has an object of its own, so that what is written through a handle and lands elsewhere is seen.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,27 @@ from typing import Any
 import posix_ipc
 from stress.forks import fork, wait_for
 from stress.scenario import Context, Full, Scenario
+from stress.scenarios.threads.objects import (
+    EXPECTED,
+    KINDS,
+    PRIORITY,
+    QUEUE,
+    SIZE,
+    Opening,
+    Own,
+    open_new,
+    reopen,
+    unlink,
+)
 
-KINDS = ("segment", "semaphore", "queue")
 THREADS = 4
 CALLS = 100
 """Of each thread, before the handle is looked at."""
-SIZE = 64
-QUEUE = {"max_messages": 2, "max_message_size": 16}
 MESSAGE = b"of the storm"
+MARKS = b"".join(b"%15d." % number for number in range(THREADS))
+"""What the segment of the storm may hold: of each thread 16 bytes."""
 OFTEN = 1e-5
 """Seconds. Where there is an interpreter lock, it is handed on as often as it can be."""
-EXPECTED = (posix_ipc.BusyError, posix_ipc.ExistentialError)
-"""Full, empty or taken; closed or unlinked by another thread. Nothing else can be in the way."""
-
 Act = Callable[[], object]
 
 
@@ -58,10 +69,11 @@ def storm(context: Context, name: str, kind: str, tracked: bool, seed: str) -> N
     signal.alarm(120)  # a deadlock ends it, and is a violation
     sys.setswitchinterval(OFTEN)
     handle = open_new(name, kind, tracked)
-    acts = acts_on(context, handle, name, kind, tracked)
+    own = [Own(context, kind, tracked, number) for number in range(THREADS)]
     failures: list[BaseException] = []
 
     def in_thread(number: int) -> None:
+        acts = [*acts_on(context, handle, name, kind, tracked, number), *[own[number].exchange] * 4]
         try:
             for act in context.random("storm", seed, number).choices(acts, k=CALLS):
                 try:
@@ -82,33 +94,9 @@ def storm(context: Context, name: str, kind: str, tracked: bool, seed: str) -> N
             raise failures[0]
         look_at_the_end(context, handle, name, kind, tracked)
     finally:
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            {
-                "segment": posix_ipc.unlink_shared_memory,
-                "semaphore": posix_ipc.unlink_semaphore,
-                "queue": posix_ipc.unlink_message_queue,
-            }[kind](name)
-
-
-def open_new(name: str, kind: str, tracked: bool) -> Any:
-    cls = class_of(kind, tracked)
-    handle = cls.__new__(cls)
-    reopen(handle, name, kind)
-    return handle
-
-
-def class_of(kind: str, tracked: bool) -> Any:
-    name = {"segment": "SharedMemory", "semaphore": "Semaphore", "queue": "MessageQueue"}[kind]
-    if not tracked:
-        return getattr(posix_ipc, name)
-    from posix_ipc import mp_integration
-
-    return getattr(mp_integration, name)
-
-
-def reopen(handle: Any, name: str, kind: str) -> None:
-    options: dict[str, Any] = {"segment": {"size": SIZE}, "semaphore": {"initial_value": 1}, "queue": QUEUE}[kind]
-    handle.__init__(name, posix_ipc.O_CREAT, **options)
+        unlink(name, kind)
+        for each in own:
+            each.end()
 
 
 def close(handle: Any) -> None:
@@ -137,6 +125,12 @@ def look_at_the_end(context: Context, handle: Any, name: str, kind: str, tracked
     context.check(copied.name == name, f"after a storm a pickle leads to {copied.name}, not to {name}")
     same = copied._identity == handle._identity
     context.check(same, f"after a storm a pickle leads to {copied._identity}, not to {handle._identity}")
+    opening = Opening(name, kind)
+    while kind == "queue" and handle.current_messages:
+        handle.receive(0)
+    fault = opening.exchange(handle, MARKS[:16])
+    context.check(not fault, f"after a storm a write did not land in the object of its name: {fault}")
+    opening.close()
     close(copied)
     close(handle)
 
@@ -144,7 +138,7 @@ def look_at_the_end(context: Context, handle: Any, name: str, kind: str, tracked
 # ---- what threads do ----
 
 
-def acts_on(context: Context, handle: Any, name: str, kind: str, tracked: bool) -> list[Act]:
+def acts_on(context: Context, handle: Any, name: str, kind: str, tracked: bool, number: int) -> list[Act]:
     specific = {"segment": segment_acts, "semaphore": semaphore_acts, "queue": queue_acts}[kind]
     acts: list[Act] = [
         *(lambda: reopen_closed(handle, name, kind) for _ in range(3)),
@@ -153,7 +147,7 @@ def acts_on(context: Context, handle: Any, name: str, kind: str, tracked: bool) 
         lambda: close(copy.copy(handle)),
         lambda: round_trip(context, handle, name, tracked),
         lambda: repr(handle) + str(handle) + str(handle.mode),
-        *specific(context, handle, name),
+        *specific(context, handle, number),
     ]
     if tracked:
         acts += [handle.take_ownership, lambda: handle.owned, handle.__reduce__]
@@ -177,19 +171,26 @@ def round_trip(context: Context, handle: Any, name: str, tracked: bool) -> None:
     close(copied)
 
 
-def segment_acts(context: Context, handle: Any, name: str) -> list[Act]:
+def segment_acts(context: Context, handle: Any, number: int) -> list[Act]:
+    mine = slice(number * 16, number * 16 + 16)
+
+    def write() -> None:
+        handle.buf[mine] = MARKS[mine]
+
     def look() -> None:
-        memory = handle.buf
-        context.check(memory == bytes(SIZE), f"a segment shows {bytes(memory)!r} instead of {SIZE} zeros")
+        """Each byte is as it was made, or as its thread writes it."""
+        content = bytes(handle.buf)
+        whole = len(content) == SIZE and all(byte in (0, mark) for byte, mark in zip(content, MARKS, strict=True))
+        context.check(whole, f"a segment shows {content!r} instead of zeros and {MARKS!r}")
 
     def measure() -> None:
         size = handle.size
         context.check(size == SIZE, f"a segment of {SIZE} bytes has {size}: it is another one")
 
-    return [look, look, measure, handle.close_fd, handle.fileno, lambda: memoryview(handle).release()]
+    return [look, write, write, measure, handle.close_fd, handle.fileno, lambda: memoryview(handle).release()]
 
 
-def semaphore_acts(context: Context, handle: Any, name: str) -> list[Act]:
+def semaphore_acts(context: Context, handle: Any, number: int) -> list[Act]:
     def hold() -> None:
         handle.acquire(0.001)
         handle.release()
@@ -201,9 +202,9 @@ def semaphore_acts(context: Context, handle: Any, name: str) -> list[Act]:
     return [hold, hold, measure, handle.release, lambda: handle.acquire(0)]
 
 
-def queue_acts(context: Context, handle: Any, name: str) -> list[Act]:
+def queue_acts(context: Context, handle: Any, number: int) -> list[Act]:
     def expect(received: Any) -> None:
-        context.check(received == (MESSAGE, 7), f"a queue gave {received!r} instead of what was sent")
+        context.check(received == (MESSAGE, PRIORITY), f"a queue gave {received!r} instead of what was sent")
 
     def receive_into(timeout: float) -> None:
         buffer = bytearray(QUEUE["max_message_size"])
@@ -218,7 +219,7 @@ def queue_acts(context: Context, handle: Any, name: str) -> list[Act]:
         handle.block = not handle.block
 
     return [
-        *(lambda timeout=timeout: handle.send(MESSAGE, timeout, 7) for timeout in (0, 0, 0.001)),
+        *(lambda timeout=timeout: handle.send(MESSAGE, timeout, PRIORITY) for timeout in (0, 0, 0.001)),
         *(lambda timeout=timeout: expect(handle.receive(timeout)) for timeout in (0, 0.001)),
         *(lambda timeout=timeout: receive_into(timeout) for timeout in (0, 0.001)),
         lambda: handle.request_notification((len, "in a thread of its own")),
@@ -234,7 +235,7 @@ SCENARIO = Scenario(
     name="threads",
     invariant=(
         "Threads may do anything to one handle at any time: it leads to the object it was opened on or says that it is "
-        "closed, and touches no stranger's descriptor."
+        "closed, and touches no stranger's descriptor; what a thread writes lands in its own object and nowhere else."
     ),
     faults="handles closed, opened anew, unlinked and pickled under the calls of other threads",
     unit="calls",
