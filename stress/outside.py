@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import signal
 import struct
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 VARIABLE = "STRESS_RUN"
 """In the environment of every process of a scenario: which run it belongs to."""
 SHM = Path("/dev/shm")
+Identity = tuple[int, int]
+"""(device, inode)"""
 
 # ---- objects ----
 
@@ -33,7 +36,7 @@ class _CLibrary:
         os.close(descriptor)
         return True
 
-    def queue_identity(self, name: str) -> tuple[int, int] | None:
+    def queue_identity(self, name: str) -> Identity | None:
         descriptor = self._mq_open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
             if ctypes.get_errno() == errno.ENOENT:
@@ -52,7 +55,7 @@ class _CLibrary:
 _libc = _CLibrary()
 
 
-def files(prefix: str) -> dict[str, tuple[int, int]]:
+def files(prefix: str) -> dict[str, Identity]:
     """The segments and semaphores whose names begin so: {file name: (device, inode)}."""
     found = {}
     stem = prefix.lstrip("/")
@@ -68,14 +71,9 @@ def queue_exists(name: str) -> bool:
     return _libc.queue_exists(name)
 
 
-def queue_identity(name: str) -> tuple[int, int] | None:
+def queue_identity(name: str) -> Identity | None:
     """(device, inode); None if there is no such queue."""
     return _libc.queue_identity(name)
-
-
-def objects(prefix: str, queues: Collection[str] = ()) -> list[str]:
-    """What is there of a run: file names, and the names of those queues that exist."""
-    return [*files(prefix), *(f"queue {name}" for name in queues if queue_exists(name))]
 
 
 def remove(prefix: str, queues: Collection[str] = ()) -> None:
@@ -95,25 +93,45 @@ class Processes:
 
     def __init__(self, run: str) -> None:
         self._wanted = f"{VARIABLE}={run}".encode()
-        self._strangers: set[str] = set()
+        self._strangers: dict[int, str] = {}
+        """When they were started: a pid may be another's by and by."""
 
-    def __call__(self) -> list[int]:
-        """Their pids, without those that have ended but were not yet waited for."""
-        pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
-        self._strangers.intersection_update(pids)
-        found = []
+    def __call__(self) -> dict[int, str]:
+        """Their pids and starts, without those that have ended but were not yet waited for."""
+        pids = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
+        self._strangers = {pid: start for pid, start in self._strangers.items() if pid in pids}
+        found = {}
         for pid in pids:
-            if pid in self._strangers:
+            start = start_of(pid)
+            if not start or self._strangers.get(pid) == start:
                 continue
             try:
                 environment = Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:  # gone, or another user's
                 continue
             if self._wanted in environment.split(b"\0"):
-                found.append(int(pid))
+                found[pid] = start
             elif environment:  # empty while it ends, or begins to execute a program
-                self._strangers.add(pid)
+                self._strangers[pid] = start
         return found
+
+
+def start_of(pid: int) -> str:
+    """When a process was started, in ticks of the kernel; empty if it is gone. Pid and start are never another's."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def kill(pid: int, start: str) -> None:
+    """Kill this process, and no other one that has its pid by now."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if start_of(pid) == start:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 def command(pid: int) -> str:
@@ -144,31 +162,46 @@ def role(pid: int) -> str:
     return next((role for part, role in HELPERS.items() if part in line), "process")
 
 
-def held(pid: int, prefix: str, identities: Collection[tuple[int, int]] = ()) -> list[str]:
-    """The descriptors and mappings by which a process holds objects of a run, those without a name among them.
-
-    Some mappings do not tell the name, such as those of a semaphore in the process that made it: for these, the
-    (device, inode) of objects that were seen.
-    """
-    stem = prefix.lstrip("/")
-    found = []
+def descriptors(pid: int) -> dict[int, str]:
+    """What a process has open, by number."""
+    found = {}
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                target = os.readlink(f"/proc/{pid}/fd/{number}")
-                if stem in target:
-                    found.append(f"descriptor {number} ({target})")
+                found[int(number)] = os.readlink(f"/proc/{pid}/fd/{number}")
+    return found
+
+
+def mappings(pid: int, prefix: str, identities: Collection[Identity] = ()) -> list[str]:
+    """The mappings by which a process holds objects of a run, those without a name among them.
+
+    Some do not tell the name, such as those of a semaphore in the process that made it: for these, the identities of
+    objects that were seen.
+    """
+    stem = prefix.lstrip("/")
+    return [f"mapping {path}" for identity, path in _mappings(pid) if stem in path or identity in identities]
+
+
+def mapped(pid: int) -> set[Identity]:
+    """The files that a process has mapped."""
+    return {identity for identity, _ in _mappings(pid)}
+
+
+def _mappings(pid: int) -> list[tuple[Identity, str]]:
+    found = []
+    with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             _, _, _, device, inode, *path = line.split(maxsplit=5)
             major, minor = (int(part, 16) for part in device.split(":"))
-            if stem in line or (os.makedev(major, minor), int(inode)) in identities:
-                found.append(f"mapping {' '.join(path)}")
+            found.append(((os.makedev(major, minor), int(inode)), " ".join(path)))
     return found
 
 
 # ---- journals ----
 
 _HEADER, _SLOT_SIZE = struct.Struct("=8sII"), 288
+_WRITING = 255
+"""The state of a slot whose rest nobody is to look at."""
 _ASIDE = re.compile(r"aside-(\d+)-(\d+)-\d+")
 _JOURNAL = re.compile(r"\d+-\d+-\d+\.(root|j[0-9a-f]+)")
 
@@ -184,14 +217,16 @@ def journals(prefix: str) -> list[str]:
     return [name for name, data in _read_journals() if wanted in data]
 
 
-def put_aside(identities: Collection[tuple[int, int]]) -> list[Path]:
+def put_aside(identities: Collection[Identity]) -> dict[Path, Identity]:
     """Objects among these that a sweep has renamed, to look whether they are used: they stay so if it is killed."""
-    return [
-        path
-        for directory in journal_directories()
-        for path in directory.glob("aside-*")
-        if (match := _ASIDE.fullmatch(path.name)) and (int(match[1]), int(match[2])) in identities
-    ]
+    found = {}
+    for directory in journal_directories():
+        for path in directory.glob("aside-*"):
+            if match := _ASIDE.fullmatch(path.name):
+                identity = int(match[1]), int(match[2])
+                if identity in identities:
+                    found[path] = identity
+    return found
 
 
 def tree_of(pid: int) -> str:
@@ -199,10 +234,7 @@ def tree_of(pid: int) -> str:
 
     It has the start of the process in it, since another one may have its pid by and by.
     """
-    start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-_WRITING = 255
-"""The state of a slot whose rest nobody is to look at."""
-    return f"{pid}-{start}"
+    return f"{pid}-{start_of(pid)}"
 
 
 def faults_of_journals(tree: str) -> dict[str, str | None]:
@@ -248,8 +280,8 @@ def _fault_of(data: bytes) -> str | None:
     for offset in range(_SLOT_SIZE, len(data), _SLOT_SIZE):
         state, kind, shared = data[offset : offset + 3]
         length = int.from_bytes(data[offset + 4 : offset + 6], "little")
+        if state == _WRITING:
+            continue
         if state > 3 or (state and (kind not in b"smq" or shared > 1 or not 0 < length <= 255)):
             return f"slot {offset // _SLOT_SIZE} begins with {data[offset : offset + 16]!r}"
     return None
-        if state == _WRITING:
-            continue

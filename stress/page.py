@@ -160,7 +160,7 @@ def _plots(result: Result) -> str:
         (later.at, (later.done - earlier.done) / (later.at - earlier.at))
         for earlier, later in itertools.pairwise(samples)
     ]
-    processes = result.series.items()
+    processes = result.series.values()
     figures = [
         _figure(f"{result.unit} per second", [Line("process", "rate", rates)]),
         _figure(
@@ -170,10 +170,10 @@ def _plots(result: Result) -> str:
                 over_time("processes", lambda each: each.processes, "tracker"),
             ],
         ),
-        _figure("descriptors of each process", [_line_of(pid, each, each.descriptors) for pid, each in processes]),
+        _figure("descriptors of each process", [_line_of(each, each.descriptors) for each in processes]),
         _figure(
             "megabytes resident of each process",
-            [_line_of(pid, each, [number / 1e6 for number in each.memory]) for pid, each in processes],
+            [_line_of(each, [number / 1e6 for number in each.memory]) for each in processes],
         ),
     ]
     roles = [role for role in ROLES if any(series.role == role for series in result.series.values())]
@@ -212,8 +212,8 @@ def _figure(title: str, lines: list[Line]) -> str:
     return f"<figure><figcaption>{_text(title)}</figcaption>{picture}</figure>"
 
 
-def _line_of(pid: int, series: Series, values: Sequence[float]) -> Line:
-    return Line(series.role, f"{series.role} {pid}", list(zip(series.at, values, strict=True)))
+def _line_of(series: Series, values: Sequence[float]) -> Line:
+    return Line(series.role, f"{series.role} {series.pid}", list(zip(series.at, values, strict=True)))
 
 
 def _colour(role: str) -> str:

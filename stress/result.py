@@ -35,9 +35,19 @@ class Series:
     """A process over time: at which seconds, how many descriptors, how many bytes resident."""
 
     role: str
+    pid: int
     at: list[float] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+
+    def add(self, at: float, descriptors: int, memory: int) -> None:
+        self.at.append(at)
+        self.descriptors.append(descriptors)
+        self.memory.append(memory)
+
+    def thin_out(self) -> None:
+        """Keep every other point."""
+        self.at, self.descriptors, self.memory = self.at[::2], self.descriptors[::2], self.memory[::2]
 
 
 @dataclass
@@ -67,8 +77,8 @@ class Result:
     took: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    series: dict[int, Series] = field(default_factory=dict)
-    """By pid; of processes that were seen at least three times."""
+    series: dict[str, Series] = field(default_factory=dict)
+    """By pid and start, since pids come again; of processes that were seen at least three times."""
     stderr: str = ""
 
     @property
@@ -95,7 +105,7 @@ class Result:
             **vars(self),
             "took": {what: percentiles(seconds) for what, seconds in self.took.items()},
             "samples": [vars(sample) for sample in self.samples],
-            "series": {pid: vars(series) for pid, series in self.series.items()},
+            "series": {process: vars(series) for process, series in self.series.items()},
             "operations": self.operations,
             "per_second": self.per_second,
             "command": self.command,

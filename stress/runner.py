@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -12,22 +11,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from stress import outside
 from stress.channel import Reader
-from stress.result import INTERRUPTED, PASSED, SKIPPED, Result, Sample, Series
+from stress.known import Objects
+from stress.result import INTERRUPTED, PASSED, SKIPPED, Result
+from stress.sampling import Sampler
 from stress.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 TICK = 0.1
 """Seconds between looks at the report channel."""
-SAMPLE = 0.5
-"""Seconds between samples of processes and objects."""
 GRACE = 60.0
 """Seconds beyond its time after which a scenario hangs."""
 LONGEST_BY_COUNT = 1800.0
@@ -40,7 +37,7 @@ TRACKERS_TIME = 2.0
 ENTRY = ("-m", "stress.entry")
 """What Python is told to run for a scenario."""
 
-_Left = TypeVar("_Left")
+_Left = TypeVar("_Left", bound=Collection[Any])
 Watcher = Callable[[Result], None]
 
 
@@ -100,11 +97,10 @@ class _Run:
         self._directory = directory
         self._id = secrets.token_hex(4)
         self._prefix = result.prefix = f"/st{self._id}-"
-        self._queues: set[str] = set()
-        self._identities: set[tuple[int, int]] = set()
+        self._objects = Objects(self._prefix)
         self._processes = outside.Processes(self._id)
+        self._sampler = Sampler(result, self._objects)
         self._finished = False
-        self._next_sample = 0.0
 
     def run(self) -> None:
         result = self._result
@@ -131,16 +127,16 @@ class _Run:
             result.violated(f"nothing was done: 0 {result.unit}, which shows nothing")
         result.seconds = time.monotonic() - self._began
         result.stderr = (self._directory / "stderr").read_text(errors="replace")[-4000:]
-        result.series = {pid: series for pid, series in result.series.items() if len(series.at) >= 3}
+        self._sampler.end()
 
     # ---- its life ----
 
     def _start(self) -> subprocess.Popen[bytes]:
         settings = self._settings
-        allowed = settings.duration if settings.count is None else LONGEST_BY_COUNT
+        self._allowed = settings.duration if settings.count is None else LONGEST_BY_COUNT
         options: dict[str, Any] = {
             "seed": settings.seed,
-            "deadline": self._began + allowed,
+            "deadline": self._began + self._allowed,
             "count": settings.count,
             "processes": settings.processes,
             "method": settings.method,
@@ -148,7 +144,7 @@ class _Run:
             "directory": str(self._directory),
             "channel": str(self._directory / "channel"),
         }
-        self._limit = self._began + allowed + GRACE
+        self._limit = self._began + self._allowed + GRACE
         environment = {**os.environ, outside.VARIABLE: self._id, "STRESS_PREFIX": self._prefix}
         environment["STRESS_FAULT"] = settings.fault
         with open(self._directory / "stderr", "wb") as stderr:
@@ -167,9 +163,9 @@ class _Run:
         while not self._finished and not self._is_stopped():
             self._take_reports(TICK)
             now = time.monotonic()
-            if now >= self._next_sample:
-                self._next_sample = now + SAMPLE
-                self._sample(now - self._began)
+            if self._sampler.is_due():
+                self._sampler.sample(now - self._began, self._processes(), self._process.pid)
+                self._watch(self._result)
             if self._process.poll() is not None:
                 self._take_reports(0)
                 if not self._finished:
@@ -193,31 +189,13 @@ class _Run:
             elif what == "violation":
                 result.violated(value)
             elif what == "queue":
-                self._queues.add(value)
+                self._objects.know_queue(value)
+            elif what == "lasting queue":
+                self._objects.know_lasting_queue(value)
             elif what == "skip":
                 result.status, result.reason = SKIPPED, value
             else:
                 self._finished = True
-
-    def _sample(self, at: float) -> None:
-        result = self._result
-        descriptors = memory = processes = 0
-        for pid in self._processes():
-            with contextlib.suppress(psutil.Error, OSError):
-                process = psutil.Process(pid)
-                open_ones, resident = process.num_fds(), process.memory_info().rss
-                series = result.series.get(pid)
-                if series is None:
-                    series = result.series[pid] = Series("scenario" if pid == self._process.pid else outside.role(pid))
-                series.at.append(round(at, 2))
-                series.descriptors.append(open_ones)
-                series.memory.append(resident)
-                descriptors, memory, processes = descriptors + open_ones, memory + resident, processes + 1
-        alive = len(self._objects())
-        done, errors = result.operations, result.errors.total()
-        result.seconds = at
-        result.samples.append(Sample(round(at, 2), done, errors, processes, descriptors, memory, alive))
-        self._watch(result)
 
     # ---- the look from outside ----
 
@@ -238,23 +216,26 @@ class _Run:
                 self._result.violated(f"left behind: {text}")
 
     def _left_while_it_lives(self) -> list[str]:
-        left = self._objects()
-        for pid in self._processes():
-            if pid == self._process.pid:
-                held = outside.held(pid, self._prefix, self._identities)
-                left += [f"{each} in the scenario's process" for each in held]
-            elif outside.role(pid) == "process":
+        left, processes = self._objects.look(), self._processes()
+        left += [f"{each} in the scenario's process" for each in self._held(processes)]
+        for pid in processes:
+            if pid != self._process.pid and outside.role(pid) == "process":
                 left.append(f"process {pid} ({outside.command(pid)})")
         return left
 
+    def _held(self, processes: Collection[int]) -> list[str]:
+        """What the scenario's process has not given back: any descriptor, but the ends of pipes to its helpers."""
+        others = {str(self._directory / "channel")}
+        for pid in processes:
+            if pid != self._process.pid:
+                others.update(outside.descriptors(pid).values())
+        own = outside.descriptors(self._process.pid).items()
+        left = [f"descriptor {number} ({what})" for number, what in own if number > 2 and what not in others]
+        return left + self._objects.held_by(self._process.pid)
+
     def _left_after_its_end(self) -> list[str]:
         left = [f"process {pid} ({outside.command(pid)})" for pid in self._processes()]
-        return left + self._objects() + [f"journal {name}" for name in outside.journals(self._prefix)]
-
-    def _objects(self) -> list[str]:
-        self._identities.update(outside.files(self._prefix).values())
-        aside = [str(path.relative_to(outside.SHM)) for path in outside.put_aside(self._identities)]
-        return [f"object {name}" for name in [*outside.objects(self._prefix, self._queues), *aside]]
+        return left + self._objects.look() + [f"journal {name}" for name in outside.journals(self._prefix)]
 
     # ---- its end ----
 
@@ -269,27 +250,27 @@ class _Run:
 
     def _kill(self, choose: Callable[[int], bool]) -> None:
         """Until there are no more: some may be making others."""
-        while pids := [pid for pid in self._processes() if choose(pid)]:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        while some := {pid: start for pid, start in self._processes().items() if choose(pid)}:
+            for pid, start in some.items():
+                outside.kill(pid, start)
             self._process.poll()
             self._take_reports(0.01)
 
     def _sweep_away(self) -> None:
         """What the package has not removed is not to stay on this machine all the same."""
-        outside.remove(self._prefix, self._queues)
-        for path in outside.put_aside(self._identities):
-            path.unlink(missing_ok=True)
+        self._objects.remove()
         if outside.journals(self._prefix):
             subprocess.run(
-                [sys.executable, "-m", "posix_ipc", "reap", "--yes"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
+                [sys.executable, "-m", "posix_ipc", "reap", "--yes"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                check=False,
             )
 
 
 def _look_until_gone(
-    look: Callable[[], list[_Left]], seconds: float, is_stopped: Callable[[], bool] = lambda: False
-) -> list[_Left]:
+    look: Callable[[], _Left], seconds: float, is_stopped: Callable[[], bool] = lambda: False
+) -> _Left:
     """Look until nothing is there, or it is stopped; what is there in the end."""
     deadline = time.monotonic() + seconds
     while (left := look()) and time.monotonic() < deadline and not is_stopped():

@@ -102,9 +102,13 @@ class Context:
             self.know_queue(name)
         return name
 
-    def know_queue(self, name: str) -> None:
-        """Tell the look from outside of a queue's name that did not come from name(), before the queue is made."""
-        self.channel.say("queue", name)
+    def know_queue(self, name: str, lasting: bool = False) -> None:
+        """Tell the look from outside of a queue's name that did not come from name(), before the queue is made.
+
+        That is to be soon: what is not seen for half a minute is forgotten, since there may be millions. Unless it is
+        `lasting`, one of few that may be made at any time.
+        """
+        self.channel.say("lasting queue" if lasting else "queue", name)
 
     # ---- what happened ----
 

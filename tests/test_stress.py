@@ -1,5 +1,6 @@
 """The stress harness itself: what it reports, and that it leaves nothing. --selftest proves the scenarios."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import types
 from pathlib import Path
 
 import pytest
-from support import wait_until
+from support import SMALL_QUEUE, wait_until
+
+import posix_ipc
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # stress/ stands beside the package, and is not installed with it
 
-from stress import faults, outside, report, runner, scenario  # noqa: E402
+from stress import faults, known, outside, report, runner, sampling, scenario  # noqa: E402
 from stress.page import write_page  # noqa: E402
 from stress.result import FAILED, INTERRUPTED, PASSED, SKIPPED, together  # noqa: E402
 from stress.scenarios import reaper  # noqa: E402
@@ -174,8 +177,8 @@ def test_ctrl_c_during_the_look_from_outside_ends_it_early(run, monkeypatch):
     """What is there then is no violation, as it might have gone yet."""
     began = time.monotonic()
     looks = []
-    look = outside.objects
-    monkeypatch.setattr(outside, "objects", lambda *args: looks.append(time.monotonic()) or look(*args))
+    look = known.Objects.look
+    monkeypatch.setattr(known.Objects, "look", lambda self: looks.append(time.monotonic()) or look(self))
     body = "context.done('steps'), posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX).close()"
     result = run(body, after=30.0, is_stopped=lambda: len(looks) > 20)  # a sample is one look, every half a second
     assert time.monotonic() - began < 20
@@ -203,6 +206,7 @@ LEAVE = {
     "object sem.": "posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX).close()",
     "object queue ": "posix_ipc.MessageQueue(context.name('queue'), posix_ipc.O_CREX, max_messages=1).close()",
     "descriptor ": "h = posix_ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=1); h.unlink()",
+    "descriptor 3 (/dev/zero)": "sys.kept = open('/dev/zero')",
     "mapping /dev/shm/st": "h = posix_ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=1); sys.kept = h.buf; "
     "h.close_fd(); h.unlink()",
     "mapping /dev/shm/#": "h = posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX); sys.kept = h; time.sleep(1); "
@@ -245,6 +249,65 @@ def test_what_goes_wrong_is_a_violation(run, body, reported):
     assert report.exit_status([result]) == 1
 
 
+def test_names_and_identities_are_forgotten_when_they_have_gone(name, monkeypatch):
+    """A long run uses millions of them."""
+    monkeypatch.setattr(known, "FORGET_AFTER", 0.1)
+    objects = known.Objects(f"{name}-")
+    queue = posix_ipc.MessageQueue(f"{name}-there", posix_ipc.O_CREX, **SMALL_QUEUE)
+    with contextlib.closing(queue):
+        for which in ("there", "gone"):
+            objects.know_queue(f"{name}-{which}")
+        objects.know_lasting_queue(f"{name}-later")
+        segment = posix_ipc.SharedMemory(f"{name}-segment", posix_ipc.O_CREX, size=1)
+        assert len(objects.look()) == 2
+        segment.unlink()
+        view = segment.buf
+        segment.close_fd()
+        time.sleep(0.11)
+        objects.look()
+        objects.forget_the_gone(os.getpid())
+        assert list(objects._queues) == [f"{name}-there"]
+        assert objects._lasting_queues == {f"{name}-later"}
+        assert len(objects._identities) == 1  # it is mapped here
+        view.release()
+        segment.close()
+        objects.forget_the_gone(os.getpid())
+        assert not objects._identities
+        queue.unlink()
+
+
+def test_a_long_run_stays_small(run, monkeypatch):
+    monkeypatch.setattr(sampling, "PAUSE", 0.01)
+    monkeypatch.setattr(sampling, "MOST_SAMPLES", 8)
+    monkeypatch.setattr(sampling, "SHARE", 10.0)
+    result = run("context.done('steps'), time.sleep(1)")
+    assert result.status == PASSED
+    assert 4 <= len(result.samples) <= 8
+    assert result.samples[-1].at > 0.5
+    (series,) = result.series.values()
+    assert 4 <= len(series.at) == len(series.memory) == len(series.descriptors) <= 8
+
+
+def test_a_pid_that_comes_again_is_another_process(monkeypatch):
+    """A stranger is remembered by its start too."""
+    processes = outside.Processes("none")
+    processes()
+    assert processes._strangers[os.getpid()] == outside.start_of(os.getpid())
+    processes._wanted = b"PATH=" + os.environb[b"PATH"]
+    assert os.getpid() not in processes()
+    processes._strangers[os.getpid()] = "1"  # as if its pid had been that of another one
+    assert processes()[os.getpid()] == outside.start_of(os.getpid())
+
+
+def test_no_other_process_is_killed_than_was_meant():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        outside.kill(child.pid, "1")
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.05)
+        outside.kill(child.pid, outside.start_of(child.pid))
+        assert child.wait(10) == -signal.SIGKILL
+
+
 def test_a_scenario_that_hangs_says_where(run, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 0.3)
     result = run("__import__('threading').Event().wait()", duration=0.1)
@@ -277,6 +340,7 @@ def test_a_corrupt_journal_is_seen(tmp_path, monkeypatch):
         "7-1-1.j1": whole.ljust(570, b"\0"),
         "7-1-1.j2": b"x" + whole.ljust(575, b"\0"),
         "7-1-1.j3": whole.ljust(288, b"\0") + b"\2x".ljust(288, b"\0"),
+        "7-1-1.j6": whole.ljust(288, b"\0") + b"\xffx".ljust(288, b"\0"),  # being written as its process died
         "8-1-1.j4": b"x" * 576,
         "7-12-1.j5": b"x" * 576,  # of another process with the pid of the root, later
     }.items():
@@ -284,4 +348,3 @@ def test_a_corrupt_journal_is_seen(tmp_path, monkeypatch):
     faults = outside.faults_of_journals("7-1")
     assert sorted(faults) == ["7-1-1.j0", "7-1-1.j1", "7-1-1.j2", "7-1-1.j3", "7-1-1.j6", "7-1-1.root"]
     assert sorted(name for name, fault in faults.items() if fault) == ["7-1-1.j1", "7-1-1.j2", "7-1-1.j3"]
-        "7-1-1.j6": whole.ljust(288, b"\0") + b"\xffx".ljust(288, b"\0"),  # being written as its process died

@@ -10,7 +10,7 @@ from stress.scenarios.invalid.worker import work
 
 def run(context: Context) -> None:
     for name in all_names(context.prefix):
-        context.know_queue(name)
+        context.know_queue(name, lasting=True)
     calls = len(list(public_calls()))
     context.note(
         f"{calls} public calls and attributes, found in {', '.join(each.__name__ for each in public_modules())}"
