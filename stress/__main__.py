@@ -17,6 +17,8 @@ from stress.runner import Settings
 from stress.scenario import METHODS, Scenario, all_scenarios, find
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end it with the summary so far. Shells ignore the first for what they start in the background."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.list:
         print(_listing())
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:  # a hangup, by nohup
+            signal.signal(number, _stop)
     scenarios = arguments.scenarios or all_scenarios()
     if arguments.selftest:
         return _selftest(scenarios, arguments)
@@ -34,12 +37,20 @@ def main(argv: list[str] | None = None) -> int:
         results.append(_run(scenario, settings))
         if _stopped or (arguments.soak and results[-1].status == FAILED):
             break
-    print(report.summary(results))
     if arguments.json:
         report.write_json(arguments.json, results)
     if arguments.html:
         write_page(arguments.html, results)
-    return report.exit_status(results)
+    _tell(report.summary(results))
+    return report.exit_status(results, _stopped)
+
+
+def _tell(text: str) -> None:
+    """On a terminal that may be gone, which is no reason to end otherwise."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _written_file(path: str) -> str:
@@ -125,13 +136,14 @@ def _settings(scenario: Scenario, method: str, duration: float, seed: int, argum
     return Settings(seed, method, processes or max(4, 2 * (os.cpu_count() or 1)), duration, count, arguments.fault)
 
 
-_stopped = False
+_stopped = 0
+"""The signal that has stopped it."""
 
 
 def _stop(number: int, frame: object) -> None:
-    """Ctrl-C: end with the summary so far, and leave nothing behind."""
+    """Ctrl-C, or another signal: end with the summary so far, and leave nothing behind."""
     global _stopped
-    _stopped = True
+    _stopped = _stopped or number
 
 
 def _run(scenario: Scenario, settings: Settings, until: str | None = None) -> Result:
@@ -144,7 +156,7 @@ def _run(scenario: Scenario, settings: Settings, until: str | None = None) -> Re
         is_reported = until is not None and any(until in text for text in result.violations)
         progress(result)
 
-    result = runner.run(scenario, settings, watch, lambda: _stopped or is_reported)
+    result = runner.run(scenario, settings, watch, lambda: bool(_stopped) or is_reported)
     progress.over(result)
     return result
 
@@ -160,7 +172,7 @@ def _selftest(scenarios: list[Scenario], arguments: argparse.Namespace) -> int:
         result = _run(scenario, settings, until=fault.reported)
         found = any(fault.reported in text for text in result.violations)
         if _stopped:
-            return 130
+            return 128 + _stopped
         print(f"{'found ' if found else 'MISSED'} {name} [{scenario.name}]: {fault.what}", flush=True)
         if not found:
             missed.append(name)

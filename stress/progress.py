@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -24,18 +25,21 @@ class Progress:
     def __call__(self, result: Result) -> None:
         if self._in_place:
             line = _line(result)[: shutil.get_terminal_size().columns - 1]
-            self._stream.write(f"\r\x1b[K{line}")
+            self._write(f"\r\x1b[K{line}")
         elif time.monotonic() - self._last >= QUIET:
             self._last = time.monotonic()
-            self._stream.write(f"{_line(result)}\n")
-        self._stream.flush()
+            self._write(f"{_line(result)}\n")
 
     def over(self, result: Result) -> None:
         """The line that stays."""
         start = "\r\x1b[K" if self._in_place else ""
-        self._stream.write(f"{start}{_head(result)}: {result.status}{_reason(result)}\n")
-        self._stream.flush()
+        self._write(f"{start}{_head(result)}: {result.status}{_reason(result)}\n")
         self._last = time.monotonic()
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone; what runs must come to its end all the same
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def rate(samples: list[Sample]) -> float:

@@ -24,11 +24,11 @@ def write_json(path: str, results: list[Result]) -> None:
     Path(path).write_text(json.dumps([result.as_json() for result in results], indent=1))
 
 
-def exit_status(results: list[Result]) -> int:
-    """0 only when every invariant held; 130, as shells have it, when it was cut short and nothing had failed."""
+def exit_status(results: list[Result], stopped: int = 0) -> int:
+    """0 only when every invariant held; when a signal cut it short and nothing had failed, as shells have it."""
     if any(result.status == FAILED for result in results):
         return 1
-    return 130 if any(result.interrupted for result in results) else 0
+    return 128 + stopped if stopped else 0
 
 
 def seconds_as_text(seconds: float) -> str:

@@ -257,13 +257,17 @@ class _Run:
             self._take_reports(0.01)
 
     def _sweep_away(self) -> None:
-        """What the package has not removed is not to stay on this machine all the same."""
+        """What the package has not removed is not to stay on this machine all the same.
+
+        Where it was stopped that may be the files of trees without an object, whose trackers were killed.
+        """
         self._objects.remove()
-        if outside.journals(self._prefix):
+        if self._is_stopped() or outside.journals(self._prefix):
             subprocess.run(
                 [sys.executable, "-m", "posix_ipc", "reap", "--yes"],
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
+                start_new_session=True,  # another Ctrl-C is not for it
                 check=False,
             )
 

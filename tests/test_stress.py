@@ -11,6 +11,7 @@ import time
 import types
 from pathlib import Path
 
+import psutil
 import pytest
 from support import SMALL_QUEUE, wait_until
 
@@ -95,6 +96,7 @@ def test_ctrl_c_ends_with_the_summary_and_leaves_nothing(tmp_path):
     temporary.mkdir()
     run = stress("kill", "--json", results, env={**os.environ, "TMPDIR": str(temporary)})
     wait_until(lambda: list(temporary.glob("stress-*/0.2")))  # a killer grows its second tree
+    trees = wait_until(lambda: trees_below(run.pid))
     run.send_signal(signal.SIGINT)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 130, output
@@ -106,7 +108,34 @@ def test_ctrl_c_ends_with_the_summary_and_leaves_nothing(tmp_path):
     assert not outside.Processes(prefix[3:-1])()
     assert not outside.files(prefix)
     assert not outside.journals(prefix)
+    assert not [name for tree in trees for name in outside.tree_files(tree)]
     assert not list(temporary.iterdir())
+
+
+def trees_below(pid):
+    """The trees of a run's processes that have a tracker."""
+    children = psutil.Process(pid).children()
+    run = children[0].environ().get(outside.VARIABLE) if children else None
+    trackers = [each for each in outside.Processes(run)() if outside.role(each) == "tracker"] if run else []
+    tokens = [outside.command(each).rpartition(" ")[2] for each in trackers]
+    return {token.rpartition("-")[0] for token in tokens}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_other_signals_stop_it_as_ctrl_c_does(number, tmp_path):
+    """On a terminal that has gone, so that no line can be written."""
+    results = tmp_path / "results.json"
+    run = stress("reaper", "--method", "fork", "--processes", "2", "--json", results)
+    trees = wait_until(lambda: trees_below(run.pid))
+    run.stdout.close()
+    run.stderr.close()
+    run.send_signal(number)
+    assert run.wait(60) == 128 + number
+    (result,) = json.loads(results.read_text())
+    assert result["status"] == "interrupted"
+    assert not outside.Processes(result["prefix"][3:-1])()
+    assert not outside.files(result["prefix"])
+    assert not [name for tree in trees for name in outside.tree_files(tree)]
 
 
 # ---- the runner, with scenarios that misbehave ----
@@ -183,8 +212,23 @@ def test_ctrl_c_during_the_look_from_outside_ends_it_early(run, monkeypatch):
     result = run(body, after=30.0, is_stopped=lambda: len(looks) > 20)  # a sample is one look, every half a second
     assert time.monotonic() - began < 20
     assert (result.status, result.interrupted, result.operations) == (INTERRUPTED, True, 1)
-    assert report.exit_status([result]) == 130
+    assert report.exit_status([result], signal.SIGINT) == 130
     assert not outside.files(result.prefix)
+
+
+def test_when_stopped_no_file_of_a_tree_stays_either(run, tmp_path):
+    """Of one without an object of the run, whose tracker does not come to its end."""
+    ready = tmp_path / "ready"
+    body = (
+        "from posix_ipc.mp_integration import Semaphore; from stress import outside; own = Semaphore(); own.unlink(); "
+        "own.close(); tree = outside.tree_of(os.getpid()); context.note(tree); "
+        "list(iter(lambda: bool(outside.trackers(tree)), True)); "
+        "[os.kill(pid, 19) for pid in outside.trackers(tree)]; "
+        f"open({str(ready)!r}, 'w').close(); time.sleep(60)"
+    )
+    result = run(body, is_stopped=ready.exists)
+    assert result.status == INTERRUPTED
+    assert not outside.tree_files(result.notes[0])
 
 
 def test_rounds_of_a_soak_are_summed_up(run):
