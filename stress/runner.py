@@ -136,6 +136,7 @@ class _Run:
         self._allowed = settings.duration if settings.count is None else LONGEST_BY_COUNT
         options: dict[str, Any] = {
             "seed": settings.seed,
+            "allowed": self._allowed,
             "deadline": self._began + self._allowed,
             "count": settings.count,
             "processes": settings.processes,
@@ -192,6 +193,8 @@ class _Run:
                 self._objects.know_queue(value)
             elif what == "lasting queue":
                 self._objects.know_lasting_queue(value)
+            elif what == "began":
+                self._limit = max(self._limit, value + self._allowed + GRACE)
             elif what == "skip":
                 result.status, result.reason = SKIPPED, value
             else:

@@ -58,6 +58,8 @@ class Context:
     """What a scenario gets. Pass it to other processes as an argument: it pickles."""
 
     seed: int
+    allowed: float
+    """Seconds."""
     deadline: float
     """On the clock of time.monotonic(), which all processes share."""
     count: int | None
@@ -94,6 +96,12 @@ class Context:
         while (step == 0 or self.going()) and (limit is None or step < limit):
             yield step
             step += 1
+
+    def begin(self) -> None:
+        """Have the time begin now, in this process: what came before was preparation. Also in a child with its copy."""
+        began = time.monotonic()
+        self.deadline = began + self.allowed
+        self.channel.say("began", began)
 
     def name(self, kind: str = "") -> str:
         """A legal name that nobody else has. `kind` "queue" tells the look from outside, which cannot list queues."""

@@ -293,6 +293,15 @@ def test_what_goes_wrong_is_a_violation(run, body, reported):
     assert report.exit_status([result]) == 1
 
 
+def test_the_time_can_begin_when_all_is_prepared(run, monkeypatch):
+    """Also for the runner, which takes a scenario for hung by it."""
+    monkeypatch.setattr(runner, "GRACE", 0.6)
+    body = "time.sleep(0.7), context.begin(), [(context.done('steps'), time.sleep(0.1)) for step in context.steps()]"
+    result = run(body, duration=0.5)
+    assert result.status == PASSED
+    assert 3 <= result.operations <= 6
+
+
 def test_names_and_identities_are_forgotten_when_they_have_gone(name, monkeypatch):
     """A long run uses millions of them."""
     monkeypatch.setattr(known, "FORGET_AFTER", 0.1)

@@ -28,6 +28,8 @@ QUEUE: dict[str, Any] = {"max_messages": 1, "max_message_size": 8}
 MOST_QUEUES = 30
 """A system allows 256, and not all of them for us."""
 GONE_WITHIN = 10.0
+READY_WITHIN = 300.0
+"""Seconds in which a hundred processes start on a machine that sweeps."""
 LONG_ENOUGH = 20.0
 """Seconds of life, after which there must have been each kind of sweep beside it."""
 SWEEPS, SWEEPS_BY_COMMAND = "sweeps", "sweeps by the command"
@@ -36,14 +38,23 @@ KINDS_OF_SWEEPS = (SWEEPS, SWEEPS_BY_COMMAND, SWEEPS_OF_UNHELD)
 
 
 def run(context: Context) -> None:
-    has_begun, is_over = context.multiprocessing.Event(), context.multiprocessing.Event()
+    of_method = context.multiprocessing
+    has_begun, is_over = of_method.Event(), of_method.Event()
     sweepers = [context.start(sweep, has_begun, is_over) for _ in range(SWEEPERS)]
-    is_ready = context.multiprocessing.Event()
+    is_ready = of_method.Event()
     sweepers.append(context.start(sweep_by_command, is_ready, has_begun, is_over))
     is_ready.wait(60)
+    started = time.monotonic()
+    ready = of_method.Semaphore(0)
+    lives = [context.start(live, index, ready, has_begun) for index in range(context.processes)]
+    for _ in lives:
+        context.check(ready.acquire(timeout=READY_WITHIN), f"a loop is not ready within {READY_WITHIN:.0f} s")
+    context.begin()
+    has_begun.set()
     began = time.monotonic()
-    context.join(*(context.start(live, index, has_begun) for index in range(context.processes)))
+    context.join(*lives)
     seconds = time.monotonic() - began
+    context.note(f"{len(lives)} loops, all of them ready after {began - started:.1f} s; from then on {seconds:.1f} s")
     is_over.set()
     context.join(*sweepers)
     check_that_it_was_swept(context, seconds)
@@ -107,11 +118,19 @@ def sweep_by_command(context: Context, is_ready: Any, has_begun: Any, is_over: A
             )
 
 
-def live(context: Context, index: int, has_begun: Any) -> None:
-    """Create, attach, fork; what this process or its children use must be there at every look."""
+def live(context: Context, index: int, ready: Any, has_begun: Any) -> None:
+    """Create, attach, fork; what this process or its children use must be there at every look.
+
+    The time begins when all of them have made an object, and so have a journal and a tracker.
+    """
     os.nice(YIELDING)
     choose = context.random("live", index)
     kinds = ["segment", "semaphore", "queue"] if index < MOST_QUEUES else ["segment", "semaphore"]
+    create_and_unlink(context, "segment", choose)
+    context.begin()  # for the runner, which gives the others as long again to be ready
+    ready.release()
+    has_begun.wait(READY_WITHIN)
+    context.begin()
     for _ in context.steps(parts=context.processes):
         kind = choose.choice(kinds)
         step = choose.choices(
@@ -119,8 +138,6 @@ def live(context: Context, index: int, has_begun: Any) -> None:
         )[0]
         step(context, kind, choose)
         context.done("lives")
-        if not index:
-            has_begun.set()
 
 
 # ---- the lives of an object ----
