@@ -81,12 +81,31 @@ def leaked_memory() -> None:
     SharedMemory.__new__ = leaky
 
 
-@fault("pickling", reported="opened its successor")
+@fault("pickling", reported="a tracked object that is gone opened its successor")
 def pickle_by_name_alone() -> None:
     """A pickle opens whatever has its name, without a look at the identity."""
     from posix_ipc.mp_integration import Semaphore
 
     Semaphore.__reduce__ = lambda self: (Semaphore, (self.name,))
+
+
+@fault("pickling", reported="a plain object that is gone opened its successor")
+def plain_pickle_by_name_alone() -> None:
+    """A pickle of a plain semaphore opens whatever has its name."""
+    import posix_ipc
+    from posix_ipc import mp_integration  # noqa: F401 - whose class is made of the whole one
+
+    class Broken(posix_ipc.Semaphore):
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _open_semaphore, (self.name,)
+
+    posix_ipc.Semaphore = Broken  # type: ignore[misc]
+
+
+def _open_semaphore(name: str) -> Any:
+    import posix_ipc
+
+    return posix_ipc.Semaphore(name)
 
 
 # ---- 6 kill ----

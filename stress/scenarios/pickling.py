@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import os
+import pickle
 import signal
 import struct
 import time
@@ -20,7 +22,7 @@ from stress.scenario import Context, Full, Scenario
 BATCH = 200
 """Tasks that are handed to the pool at a time."""
 CHANNELS_EVERY = 100
-"""Batches between rounds through the other channels."""
+"""Batches of which one has the other channels used beside it."""
 ENOUGH = 10_000
 """Tasks from which on a pool has done enough for its memory to be compared."""
 WITHIN = 1.02
@@ -31,14 +33,31 @@ QUEUE = {"max_messages": 1, "max_message_size": 8}
 def run(context: Context) -> None:
     from posix_ipc.mp_integration import IPCManager
 
+    plain = (
+        posix_ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=64),
+        posix_ipc.Semaphore(context.name(), posix_ipc.O_CREX, initial_value=1),
+        posix_ipc.MessageQueue(context.name("queue"), posix_ipc.O_CREX, **QUEUE),
+    )
+    for handle in plain:
+        pickle.dumps(handle)  # its identity is looked up when it is pickled, and forked children are to know it
     with IPCManager() as ipc:
-        objects = (
+        tracked = (
             ipc.SharedMemory(context.name(), posix_ipc.O_CREX, size=64),
             ipc.Semaphore(context.name(), posix_ipc.O_CREX, initial_value=1),
             ipc.MessageQueue(context.name("queue"), posix_ipc.O_CREX, **QUEUE),
         )
-        through_other_channels(context, objects)
-        through_a_pool(context, objects)
+        through_a_pool(context, Objects(*tracked), Objects(*plain))
+    for handle in plain:
+        handle.unlink()
+        handle.close()
+
+
+class Objects(NamedTuple):
+    """One of each kind, of one of the two families."""
+
+    segment: Any
+    mutex: Any
+    queue: Any
 
 
 # ---- the pool ----
@@ -53,14 +72,15 @@ class Seen(NamedTuple):
     memory: int
 
 
-def task(objects: tuple[Any, Any, Any], is_counted: bool) -> Seen | None:
+def task(arguments: tuple[Objects, Objects, bool]) -> Seen | None:
     """The objects were opened afresh by unpickling them; they are closed when this returns and drops them."""
-    segment, mutex, queue = objects
-    if queue.max_message_size != QUEUE["max_message_size"]:
-        raise AssertionError(f"{queue!r} is another one")
-    with mutex:
-        (count,) = COUNTER.unpack_from(segment.buf)
-        COUNTER.pack_into(segment.buf, 0, count + 1)
+    *families, is_counted = arguments
+    for segment, mutex, queue in families:
+        if queue.max_message_size != QUEUE["max_message_size"]:
+            raise AssertionError(f"{queue!r} is another one")
+        with mutex:
+            (count,) = COUNTER.unpack_from(segment.buf)
+            COUNTER.pack_into(segment.buf, 0, count + 1)
     return observe() if is_counted else None
 
 
@@ -70,28 +90,28 @@ def observe() -> Seen:
     return Seen(os.getpid(), len(os.listdir("/proc/self/fd")), maps, resident)
 
 
-def through_a_pool(context: Context, objects: tuple[Any, Any, Any]) -> None:
-    """One pool for all tasks, so that whatever a task leaves adds up."""
+def through_a_pool(context: Context, tracked: Objects, plain: Objects) -> None:
+    """One pool for all tasks, so that whatever a task leaves adds up; now and then beside the other channels."""
     done = 0
     seen: list[tuple[int, Seen]] = []
     with context.multiprocessing.Pool(context.processes) as pool:
-        while context.going() and (context.count is None or done < context.count):
+        for batch in itertools.count():
+            if not context.going() or (context.count is not None and done >= context.count):
+                break
             size = BATCH if context.count is None else min(BATCH, context.count - done)
-            arguments = ((objects, number % 10 == 0) for number in range(size))
-            for result in pool.imap_unordered(unpack_task, arguments, chunksize=1):
-                if result is not None:
-                    seen.append((done, result))
+            arguments = ((tracked, plain, number % 10 == 0) for number in range(size))
+            results = pool.imap_unordered(task, arguments, chunksize=1)
+            if batch % CHANNELS_EVERY == 0:
+                through_other_channels(context, (*tracked, *plain))
+            seen += [(done, result) for result in results if result is not None]
             done += size
             context.done("tasks", size)
         pool.close()
         pool.join()
-    (count,) = COUNTER.unpack_from(objects[0].buf)
-    context.check(count == done, f"{done} tasks counted themselves {count} times under the semaphore")
+    for segment, *_ in (tracked, plain):
+        (count,) = COUNTER.unpack_from(segment.buf)
+        context.check(count == done, f"{done} tasks counted themselves {count} times under the semaphore")
     check_flat(context, done, seen)
-
-
-def unpack_task(arguments: tuple[Any, bool]) -> Seen | None:
-    return task(*arguments)
 
 
 def check_flat(context: Context, done: int, seen: list[tuple[int, Seen]]) -> None:
@@ -127,14 +147,12 @@ def by_worker(seen: Iterator[Seen]) -> dict[int, list[Seen]]:
 # ---- the other channels ----
 
 
-def through_other_channels(context: Context, objects: tuple[Any, Any, Any]) -> None:
+def through_other_channels(context: Context, objects: tuple[Any, ...]) -> None:
     """Each way that multiprocessing passes arguments, with receivers that are killed and pickles that come too late."""
-    rounds = 1 if context.count is None else max(1, context.count // (BATCH * CHANNELS_EVERY))
-    for _ in range(rounds):
-        for step in (through_process, through_queue, through_pipe, through_executor, to_the_killed, too_late):
-            if context.going():
-                step(context, objects)
-                context.tally(f"rounds {step.__name__.replace('_', ' ')}")
+    for step in (through_process, through_queue, through_pipe, through_executor, to_the_killed, too_late):
+        if context.going():
+            step(context, objects)
+            context.tally(f"rounds {step.__name__.replace('_', ' ')}, beside the pool")
 
 
 def identities(objects: tuple[Any, ...]) -> list[Any]:
@@ -252,33 +270,37 @@ def too_late(context: Context, objects: tuple[Any, ...]) -> None:
 
     from posix_ipc.mp_integration import Semaphore
 
-    name = context.name()
-    gone = Semaphore(name, posix_ipc.O_CREX)
-    pickle = bytes(ForkingPickler.dumps(gone))
-    gone.unlink()
-    gone.close()
-    successor = posix_ipc.Semaphore(name, posix_ipc.O_CREX)
-    expect_refused(context, pickle, "its successor")
-    successor.unlink()
-    successor.close()
-    expect_refused(context, pickle, "something")
+    for family, cls in (("tracked", Semaphore), ("plain", posix_ipc.Semaphore)):
+        name = context.name()
+        gone = cls(name, posix_ipc.O_CREX)
+        pickled = bytes(ForkingPickler.dumps(gone))
+        gone.unlink()
+        gone.close()
+        successor = posix_ipc.Semaphore(name, posix_ipc.O_CREX)
+        expect_refused(context, family, pickled, "its successor")
+        successor.unlink()
+        successor.close()
+        expect_refused(context, family, pickled, "something")
 
 
-def expect_refused(context: Context, pickle: bytes, what: str) -> None:
+def expect_refused(context: Context, family: str, pickled: bytes, what: str) -> None:
     from multiprocessing.reduction import ForkingPickler
 
     try:
-        ForkingPickler.loads(pickle)
+        ForkingPickler.loads(pickled)
     except posix_ipc.ExistentialError as error:
         context.met(error)
     else:
-        context.violated(f"a pickle of an object that is gone opened {what}")
+        context.violated(f"a pickle of a {family} object that is gone opened {what}")
 
 
 SCENARIO = Scenario(
     number=5,
     name="pickling",
-    invariant="Objects arrive as themselves through every channel, and a pool's workers stay as large as they are.",
+    invariant=(
+        "Objects, tracked and plain, arrive as themselves through every channel beside a pool, and the pool's workers "
+        "stay as large as they are."
+    ),
     faults="receivers killed while they pickle and unpickle, executors broken, pickles that come too late",
     unit="tasks",
     run=run,
