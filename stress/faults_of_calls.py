@@ -6,9 +6,12 @@ Types of C cannot be changed, so a module gets a subclass in their place.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
+import mmap
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import posix_ipc
@@ -253,24 +256,49 @@ def kept_parameter() -> None:
 # ---- 11 exhaustion ----
 
 
-@fault("exhaustion", reported="left descriptors")
-def descriptor_of_a_failure() -> None:
-    """A segment or semaphore that cannot be made leaves a descriptor behind."""
+def _on_failure(act: Callable[[str], object]) -> None:
+    """Do something with the name of a segment or semaphore that cannot be made."""
 
-    def leaky(cls: Any) -> Any:
+    def careless(cls: Any) -> Any:
         class Broken(cls):  # type: ignore[misc]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 try:
                     super().__init__(*args, **kwargs)
                 except (OSError, ValueError):
                     with contextlib.suppress(OSError):
-                        os.dup(0)
+                        act(args[0])
                     raise
 
         return Broken
 
-    posix_ipc.SharedMemory = leaky(posix_ipc.SharedMemory)  # type: ignore[misc]
-    posix_ipc.Semaphore = leaky(posix_ipc.Semaphore)  # type: ignore[misc]
+    posix_ipc.SharedMemory = careless(posix_ipc.SharedMemory)  # type: ignore[misc]
+    posix_ipc.Semaphore = careless(posix_ipc.Semaphore)  # type: ignore[misc]
+
+
+@fault("exhaustion", reported="left descriptors")
+def descriptor_of_a_failure() -> None:
+    """A segment or semaphore that cannot be made leaves a descriptor behind."""
+    _on_failure(lambda name: os.dup(0))
+
+
+@fault("exhaustion", reported="left names")
+def name_of_a_failure() -> None:
+    """A segment or semaphore that cannot be made leaves an empty file with its name behind."""
+    _on_failure(lambda name: os.close(os.open(f"/dev/shm{name}", os.O_CREAT | os.O_EXCL | os.O_RDWR)))
+
+
+@fault("exhaustion", reported="left mappings")
+def mapping_of_a_failure() -> None:
+    """A segment or semaphore that cannot be made leaves a mapping of a file without a name behind."""
+    library = ctypes.CDLL(None)
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
+    def leave(name: str) -> None:
+        descriptor = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
+        library.mmap(None, 4096, 0, mmap.MAP_SHARED, descriptor, 0)
+        os.close(descriptor)
+
+    _on_failure(leave)
 
 
 # ---- 12 threads ----

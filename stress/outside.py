@@ -187,6 +187,11 @@ def mapped(pid: int) -> set[Identity]:
     return {identity for identity, _ in _mappings(pid)}
 
 
+def mapped_paths(pid: int) -> list[str]:
+    """What a process has mapped, as the kernel names it; without a name as the number of its inode."""
+    return [path for _, path in _mappings(pid)]
+
+
 def _mappings(pid: int) -> list[tuple[Identity, str]]:
     found = []
     with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import functools
 import mmap
@@ -16,6 +17,7 @@ from typing import Any
 
 import posix_ipc
 from stress import outside
+from stress.channel import Writer
 from stress.forks import fork, wait_for
 from stress.scenario import Context, Full, Scenario
 
@@ -117,10 +119,32 @@ def starve(context: Context, index: int, private: bool) -> None:
     for _ in context.steps(parts=max(1, context.processes // 2)):
         shortage = choose.choice(shortages)
         kind, tracked = choose.choice(KINDS), choose.random() < 0.5
-        wait_for(context, fork(context, shortage, context, choose, kind, tracked))
+        wait_for(context, fork(context, suffer, context, shortage, choose, kind, tracked))
         context.done("shortages")
         context.tally(shortage.__name__.replace("_", " "))
     open(f"{context.directory}/over", "w").close()
+
+
+def suffer(context: Context, shortage: Callable[..., None], choose: random.Random, kind: int, tracked: bool) -> None:
+    """In a process that has names of its own, so that it can tell what of them is left."""
+    own = dataclasses.replace(context, prefix=f"{context.prefix}{os.getpid()}-", channel=Noting(context.channel))
+    shortage(own, choose, kind, tracked)
+
+
+class Noting:
+    """The channel of a process that knows what it has said of queues, which cannot be listed."""
+
+    def __init__(self, channel: Writer) -> None:
+        self._channel = channel
+        self.queues: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def say(self, what: str, value: Any) -> None:
+        if what == "queue":
+            self.queues.append(value)
+        self._channel.say(what, value)
 
 
 def expect(context: Context, call: Callable[[], Any], *numbers: int, other: tuple[type, ...] = ()) -> bool:
@@ -292,7 +316,6 @@ def fill_up(context: Context, choose: random.Random, kind: int, tracked: bool, w
     options = {"size": mmap.PAGESIZE, "reserve": True} if kind == SEGMENT else {}
     failed = expect(context, functools.partial(make, context, kind, tracked, **options), errno.ENOSPC)
     context.check(failed, f"there was room for a new object in a /dev/shm without {what}")
-    check_nothing_is_there(context)
     for path in fillings:
         path.unlink(missing_ok=True)
     finish(context, kind, tracked)
@@ -315,21 +338,28 @@ def no_more_queues(context: Context, choose: random.Random, kind: int, tracked: 
     for queue in queues:
         queue.unlink()
         queue.close()
-    make_use_remove(context, QUEUE, tracked=False)
+    finish(context, QUEUE, tracked=False)
 
 
-def check_nothing_is_there(context: Context) -> None:
-    """Of this process; in a /dev/shm of its own nobody else has any."""
-    left = outside.files(context.prefix)
-    context.check(not left, f"a call that failed left {sorted(left)}")
+def check_nothing_is_left(context: Context, after: str) -> None:
+    """No name that this process has tried, and no mapping of an object but that of its own journal."""
+    names = [*outside.files(context.prefix), *filter(outside.queue_exists, context.channel.queues)]
+    context.check(not names, f"{after} left names: {sorted(names)}")
+    journals = f"{outside.SHM}/.posix_ipc-"
+    mappings = [path for path in outside.mapped_paths(os.getpid()) if path.startswith(f"{outside.SHM}/")]
+    left = [path for path in mappings if not path.startswith(journals)]
+    context.check(not left, f"{after} left mappings: {left}")
 
 
 def finish(context: Context, kind: int, tracked: bool) -> None:
-    """It works again."""
+    """Nothing is left, and it works again."""
+    check_nothing_is_left(context, "a shortage")
     try:
         make_use_remove(context, kind, tracked)
     except Exception as error:
         context.violated(f"still no object after the shortage has ended: {error!r}")
+        return
+    check_nothing_is_left(context, "the use after a shortage")
 
 
 SCENARIO = Scenario(
