@@ -6,6 +6,7 @@ runs them all. A fault must harm nothing outside its run: what it breaks is conf
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -207,6 +208,28 @@ def blind_reaper() -> None:
         return finish(records, queues, swept, log) | {item.file for item in batch if item not in queues}
 
     _reaper._finish = blind
+
+
+# ---- 8 reuse ----
+
+
+@fault("reuse", reported="somebody touched the new")
+def swept_by_name_alone() -> None:
+    """A sweep unlinks whatever has the name of what the dead owned."""
+    from posix_ipc import _journal, _reaper
+
+    finish = _reaper._finish
+    stem = os.environ["STRESS_PREFIX"].encode()
+
+    def careless(records: Any, batch: list[Any], swept: Any, log: Any) -> Any:
+        for item in batch:
+            entry = item.entry
+            if entry.kind != "message_queue" and entry.name.startswith(stem):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(_journal.path_of(entry.kind, entry.name))
+        return finish(records, batch, swept, log)
+
+    _reaper._finish = careless
 
 
 from stress import faults_of_calls  # noqa: E402, F401 - its faults are registered by what stands above

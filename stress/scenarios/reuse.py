@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import multiprocessing
 import multiprocessing.util
 import os
@@ -27,6 +29,9 @@ ANSWER_WITHIN = 60.0
 HIDDEN_AT_MOST = 1.0
 """Seconds; for an instant a sweep has a name aside, to look again."""
 LANES = 4
+library = ctypes.CDLL(None, use_errno=True)
+library.sem_open.restype = ctypes.c_void_p
+library.sem_close.argtypes = [ctypes.c_void_p]
 
 
 def run(context: Context) -> None:
@@ -70,7 +75,10 @@ def lane(context: Context, index: int, lanes: int) -> None:
 
 @dataclass
 class Successor:
-    """A plain object under a name that was another's. Nobody but its maker may touch it."""
+    """An object under a name that was another's: of a plain handle, or of a program in C, which has ended since.
+
+    Nobody but its maker may touch it.
+    """
 
     kind: int
     handle: Any
@@ -79,9 +87,12 @@ class Successor:
     after: str = "nothing yet"
 
     @classmethod
-    def make(cls, kind: int, name: str, token: bytes) -> Successor:
-        if kind == SEGMENT:
-            handle: Any = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, size=len(token))
+    def make(cls, kind: int, name: str, token: bytes, by_c: bool) -> Successor:
+        if by_c:
+            make_by_c(kind, name, token)
+            handle: Any = (posix_ipc.SharedMemory, posix_ipc.Semaphore, posix_ipc.MessageQueue)[kind](name)
+        elif kind == SEGMENT:
+            handle = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, size=len(token))
             handle.buf[:] = token
         elif kind == SEMAPHORE:
             handle = posix_ipc.Semaphore(name, posix_ipc.O_CREX, initial_value=1)
@@ -118,6 +129,33 @@ class Successor:
         with contextlib.suppress(posix_ipc.ExistentialError):  # reported already
             self.handle.unlink()
         self.handle.close()
+
+
+def make_by_c(kind: int, name: str, token: bytes) -> None:
+    """By the calls of the C library alone, as a program does that knows nothing of this package."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+    encoded = name.encode()
+    if kind == SEGMENT:
+        descriptor = checked(library.shm_open(encoded, flags, 0o600))
+        os.write(descriptor, token)
+        os.close(descriptor)
+    elif kind == SEMAPHORE:
+        library.sem_close(checked(library.sem_open(encoded, flags, 0o600, 1)))
+    else:
+        limits = (ctypes.c_long * 8)(0, QUEUE_SIZE["max_messages"], QUEUE_SIZE["max_message_size"])
+        descriptor = checked(library.mq_open(encoded, flags, 0o600, limits))
+        checked(library.mq_send(descriptor, token, ctypes.c_size_t(len(token)), 0))
+        os.close(descriptor)
+
+
+def checked(result: Any) -> Any:
+    """What a call of the C library gives, which is -1 or a null pointer when it fails."""
+    if result is None or result == -1:
+        number = ctypes.get_errno()
+        if number == errno.EEXIST:
+            raise posix_ipc.ExistentialError(number, "taken")
+        raise OSError(number, os.strerror(number))
+    return result
 
 
 def identity_of(kind: int, name: str) -> Any:
@@ -157,11 +195,13 @@ LATE = ("unlink", "unlink", "close", "close and unlink", "leave", "reap", "take 
 
 def play(context: Context, choose: random.Random) -> Successor:
     """One succession, with everything that may come late to it."""
-    kind = choose.choice(KINDS)
+    kind, by_c = choose.choice(KINDS), choose.random() < 0.5
+    context.tally(f"successors made by {'C' if by_c else 'a plain handle'}")
     name = context.name("queue" if kind == QUEUE else "")
     ours, theirs = multiprocessing.Pipe()
     pid = fork(context, own, kind, name, theirs)
     theirs.close()
+    tree = outside.tree_of(pid)
     pickle = ask(ours)
     successor = None
     kills = choose.random() < 0.5
@@ -170,14 +210,15 @@ def play(context: Context, choose: random.Random) -> Successor:
         # made one with the look that precedes it, and docs/design.md says so.
         doomed_at = time.monotonic() + choose.uniform(0, 0.001)
         if choose.random() < 0.5:
-            successor = replace(kind, name)
+            successor = replace(kind, name, by_c)
         while time.monotonic() < doomed_at:
             pass
         end(context, pid, ours, kills)
-        successor = successor or replace(kind, name)
+        successor = successor or replace(kind, name, by_c)
         successor.after = f"its owner was {'killed' if kills else 'told to end'} in that instant"
     else:
-        successor = replace(kind, name)
+        trackers = stop_trackers(context, tree) if choose.random() < 0.3 else []
+        successor = replace(kind, name, by_c)
         acts = choose.sample(LATE, choose.randrange(3))
         for act in acts:
             ours.send(act)
@@ -185,12 +226,37 @@ def play(context: Context, choose: random.Random) -> Successor:
             context.tally(f"late: {act}")
         end(context, pid, ours, kills)
         successor.after = f"{', '.join(acts)} and {'death by a signal' if kills else 'the end'} of the old owner"
+        if trackers:
+            wake(trackers, tree)
+            successor.after += ", whose tracker was stopped meanwhile"
     load(context, pickle, successor)
     ours.close()
     return successor
 
 
-def replace(kind: int, name: str) -> Successor:
+def stop_trackers(context: Context, tree: str) -> list[int]:
+    """So that the old owner's tracker hears of its death when the name has long been another's."""
+    trackers = outside.trackers(tree)
+    for pid in trackers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    context.tally("late: tracker", len(trackers))
+    return trackers
+
+
+def wake(trackers: list[int], tree: str) -> None:
+    """Have them do what they have missed, to their end."""
+    for pid in trackers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + ANSWER_WITHIN
+    while outside.trackers(tree):
+        if time.monotonic() > deadline:
+            raise AssertionError("a tracker does not end")
+        time.sleep(0.001)
+
+
+def replace(kind: int, name: str, by_c: bool) -> Successor:
     """Take the name away from the old one, if it still has it, and give it to a new one."""
     unlink = (posix_ipc.unlink_shared_memory, posix_ipc.unlink_semaphore, posix_ipc.unlink_message_queue)[kind]
     deadline = time.monotonic() + ANSWER_WITHIN
@@ -198,7 +264,7 @@ def replace(kind: int, name: str) -> Successor:
         with contextlib.suppress(posix_ipc.ExistentialError):
             unlink(name)
         try:
-            return Successor.make(kind, name, os.urandom(16))
+            return Successor.make(kind, name, os.urandom(16), by_c)
         except posix_ipc.ExistentialError:  # a sweep had it aside, and put it back
             if time.monotonic() > deadline:
                 raise
@@ -241,7 +307,10 @@ SCENARIO = Scenario(
     number=8,
     name="reuse",
     invariant="Nobody who knew the old object under a name touches the new one.",
-    faults="late unlinks, ends, deaths, pickles and sweeps of the old object, some in the instant of the succession",
+    faults=(
+        "late unlinks, ends, deaths, pickles, sweeps and trackers of the old object, some in the instant of the "
+        "succession; successors made by plain handles and by C"
+    ),
     unit="successions",
     run=run,
     methods=("fork",),
