@@ -232,4 +232,4 @@ def swept_by_name_alone() -> None:
     _reaper._finish = careless
 
 
-from stress import faults_of_calls  # noqa: E402, F401 - its faults are registered by what stands above
+from stress import faults_of_calls, faults_of_circumstances  # noqa: E402, F401 - they register theirs by the above
