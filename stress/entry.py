@@ -5,22 +5,21 @@ When the scenario is done it stays, so that the runner can look at it from outsi
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import json
+import multiprocessing
 import signal
 import sys
 import traceback
 
 from stress.channel import Writer
-from stress.scenario import SKIPPED, Context, Skip, load
-
-_PR_SET_PDEATHSIG = 1
+from stress.scenario import SKIPPED, Context, Skip, end_with_parent, load
 
 
 def main() -> int:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no scenario without a runner
+    end_with_parent()  # no scenario without a runner
+    multiprocessing.set_forkserver_preload(["stress.fork_server"])
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # asked for by the runner when the scenario hangs
     options = json.loads(sys.argv[1])

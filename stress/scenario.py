@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import pkgutil
 import random
 import secrets
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -175,12 +177,21 @@ class Context:
 
 def guarded(function: Callable[..., None], context: Context, *args: Any) -> None:
     """Run a part of a scenario in a process of its own."""
+    end_with_parent()  # nor parts without a scenario
     try:
         function(context, *args)
     except Exception:
         context.violated(f"{function.__name__} raised:\n{traceback.format_exc(limit=-4)}")
     finally:
         context.channel.flush()
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Be killed when the thread that started this process ends: see prctl(2). A runner may be killed, too."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def load(name: str) -> Scenario:

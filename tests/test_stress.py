@@ -141,6 +141,26 @@ def test_other_signals_stop_it_as_ctrl_c_does(number, tmp_path):
 # ---- the runner, with scenarios that misbehave ----
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_no_process_outlives_a_killed_runner(method, tmp_path):
+    arguments = "exclusion", "--method", method, "--processes", "2", "--duration", "60s"
+    run = stress(*arguments, env={**os.environ, "TMPDIR": str(tmp_path)})
+    processes = wait_until(lambda: working_below(run.pid))
+    (entry,) = [each.cmdline() for each in processes if "stress.entry" in each.cmdline()][:1]
+    run.kill()
+    run.communicate(timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    for path in outside.files(json.loads(entry[entry.index("stress.entry") + 1])["prefix"]):
+        os.unlink(f"/dev/shm/{path}")
+    assert not [each.cmdline() for each in alive]
+
+
+def working_below(pid):
+    """The descendants of a runner when both parts of its scenario have worked for a while."""
+    processes = psutil.Process(pid).children(recursive=True)
+    return sum(each.cpu_times().user > 0.05 for each in processes) > 2 and processes
+
+
 @pytest.fixture
 def run(monkeypatch):
     """A function that runs the body of a scenario, a line of Python."""
