@@ -6,6 +6,8 @@ import mmap
 import struct
 from typing import Any, NamedTuple
 
+from stress.outside import Identity
+
 OTHER, CREATE, ATTACH, PICKLE, UNLINK, EXIT = range(6)
 NAMES = ("start or wait", "create", "attach", "pickle", "unlink", "exit")
 PHASES = (CREATE, ATTACH, PICKLE, UNLINK, EXIT)
@@ -16,9 +18,6 @@ SLOTS = 8
 NOTHING, OWNED, DOUBTFUL, SHARED = range(4)
 """What is sure of a slot's object: nothing; it is there as long as its process lives; it may have been shared or be
 removed by now; it is there until the root removes it or ends, since its pickle may be loaded."""
-
-Identity = tuple[int, int]
-"""(device, inode)"""
 
 
 class Said(NamedTuple):

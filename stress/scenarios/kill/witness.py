@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from stress import outside
+from stress.outside import Identity
 from stress.scenario import Context
-from stress.scenarios.kill.page import DOUBTFUL, EXIT, OWNED, SHARED, SLOTS, Identity, Page
+from stress.scenarios.kill.page import DOUBTFUL, EXIT, OWNED, SHARED, SLOTS, Page
 from stress.scenarios.kill.tree import QUEUE, Plan
 
 GONE_WITHIN = 10.0
