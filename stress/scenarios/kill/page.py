@@ -30,12 +30,14 @@ class Said(NamedTuple):
 class Page:
     """A part for each process, of which the root has the number 0.
 
-    A process writes the state of a slot last, so that it is true at whatever instant it is killed.
+    A process writes the state of a slot, a byte, apart from what it is true of, so that it is so at whatever instant it
+    is killed. Not by pack_into(), which writes zeros first.
     """
 
-    _HEAD = struct.Struct("BB6x")
-    _SLOT = struct.Struct("BxHxxxxQQ488s")
-    _PROCESS_SIZE = _HEAD.size + SLOTS * _SLOT.size
+    _HEAD_SIZE = 8
+    _OBJECT = struct.Struct("QQQ480s")
+    _SLOT_SIZE = 8 + _OBJECT.size
+    _PROCESS_SIZE = _HEAD_SIZE + SLOTS * _SLOT_SIZE
 
     def __init__(self, path: str) -> None:
         with open(path, "r+b") as file:
@@ -71,23 +73,27 @@ class Page:
 
     def describe(self, number: int, slot: int, handle: Any, pickle: bytes = b"") -> None:
         """Of what the next state is true. Say NOTHING or DOUBTFUL before."""
-        at, (device, inode, *_) = self._at(number, slot), handle._identity
-        state = self._memory[at]
-        self._SLOT.pack_into(self._memory, at, state, len(pickle), device, inode, pickle)
+        at = self._at(number, slot) + 8
+        device, inode, *_ = handle._identity
+        self._memory[at : at + self._OBJECT.size] = self._OBJECT.pack(device, inode, len(pickle), pickle)
 
     def said(self, number: int) -> dict[int, Said]:
         """By slot, without those of which nothing is sure."""
         found = {}
         for slot in range(SLOTS):
-            state, _, device, inode, _ = self._SLOT.unpack_from(self._memory, self._at(number, slot))
+            state = self._memory[self._at(number, slot)]
             if state != NOTHING:
+                device, inode, _, _ = self._object(number, slot)
                 found[slot] = Said(state, (device, inode))
         return found
 
     def pickle(self, number: int, slot: int) -> bytes:
         """Of a shared object."""
-        _, length, _, _, pickle = self._SLOT.unpack_from(self._memory, self._at(number, slot))
+        _, _, length, pickle = self._object(number, slot)
         return bytes(pickle[:length])
 
+    def _object(self, number: int, slot: int) -> tuple[Any, ...]:
+        return self._OBJECT.unpack_from(self._memory, self._at(number, slot) + 8)
+
     def _at(self, number: int, slot: int) -> int:
-        return number * self._PROCESS_SIZE + self._HEAD.size + slot * self._SLOT.size
+        return number * self._PROCESS_SIZE + self._HEAD_SIZE + slot * self._SLOT_SIZE

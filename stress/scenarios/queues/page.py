@@ -12,10 +12,14 @@ MOST = 1 << 20
 
 
 class Page:
-    """Shared memory of the system alone: how far each process has come, and how often each message has arrived."""
+    """Shared memory of the system alone: how far each process has come, and how often each message has arrived.
+
+    What is true at one instant is written in one piece. Not by pack_into(), which writes zeros first.
+    """
 
     _OVER, _PAUSED = range(2)
-    _SENDER, _RECEIVER = struct.Struct("QQB7x"), struct.Struct("Q")
+    _PROGRESS, _ROUNDS = struct.Struct("QQ"), struct.Struct("Q")
+    _SENDER_SIZE = _PROGRESS.size + 8
     NOT_THERE, SENDING, PAUSING = range(3)
     """What a sender does."""
 
@@ -27,7 +31,7 @@ class Page:
     @classmethod
     def create(cls, context: Context, senders: int, receivers: int) -> None:
         with open(f"{context.directory}/page", "wb") as file:
-            file.truncate(8 + receivers * cls._RECEIVER.size + senders * (cls._SENDER.size + MOST))
+            file.truncate(8 + receivers * cls._ROUNDS.size + senders * (cls._SENDER_SIZE + MOST))
 
     def close(self) -> None:
         self._memory.close()
@@ -51,30 +55,32 @@ class Page:
 
     def progress(self, sender: int) -> tuple[int, int]:
         """The number of the message that it is sending or will send next, and how many it has surely sent."""
-        begun, sent, _ = self._SENDER.unpack_from(self._memory, self._at(sender))
+        begun, sent = self._PROGRESS.unpack_from(self._memory, self._at(sender))
         return begun, sent
 
     def set_progress(self, sender: int, begun: int, sent: int) -> None:
-        self._SENDER.pack_into(self._memory, self._at(sender), begun, sent, self.doing(sender))
+        at = self._at(sender)
+        self._memory[at : at + self._PROGRESS.size] = self._PROGRESS.pack(begun, sent)
 
     def doing(self, sender: int) -> int:
-        return self._memory[self._at(sender) + 16]
+        return self._memory[self._at(sender) + self._PROGRESS.size]
 
     def do(self, sender: int, what: int) -> None:
-        self._memory[self._at(sender) + 16] = what
+        self._memory[self._at(sender) + self._PROGRESS.size] = what
 
     def _at(self, sender: int) -> int:
-        return 8 + self.receivers * self._RECEIVER.size + sender * self._SENDER.size
+        return 8 + self.receivers * self._ROUNDS.size + sender * self._SENDER_SIZE
 
     # ---- receivers ----
 
     def rounds(self, receiver: int) -> int:
         """How many messages or waits in vain it has behind it, arrival noted; 0 before it begins."""
-        (rounds,) = self._RECEIVER.unpack_from(self._memory, 8 + receiver * self._RECEIVER.size)
+        (rounds,) = self._ROUNDS.unpack_from(self._memory, 8 + receiver * self._ROUNDS.size)
         return int(rounds)
 
     def set_rounds(self, receiver: int, rounds: int) -> None:
-        self._RECEIVER.pack_into(self._memory, 8 + receiver * self._RECEIVER.size, rounds)
+        at = 8 + receiver * self._ROUNDS.size
+        self._memory[at : at + self._ROUNDS.size] = self._ROUNDS.pack(rounds)
 
     # ---- messages ----
 
