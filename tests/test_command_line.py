@@ -434,7 +434,7 @@ def test_rm_leaves_alone_what_changed_since_it_looked(kind, name, what):
 AT_REMOVAL = """
 import os, sys
 import posix_ipc
-from posix_ipc import _removal
+from posix_ipc import _aside, _removal
 from posix_ipc.__main__ import main
 
 def replace_file(path, *_):
@@ -452,7 +452,7 @@ def replacing_before(remove, replace):
         return remove(*arguments)
     return replaced
 
-_removal.remove_by_rename = replacing_before(_removal.remove_by_rename, replace_file)
+_aside.remove_by_rename = replacing_before(_aside.remove_by_rename, replace_file)
 _removal._remove_queue = replacing_before(_removal._remove_queue, replace_queue)
 sys.exit(main())
 """
